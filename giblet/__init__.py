@@ -1,3 +1,3 @@
-"""giblet trains a multimodal autoencoder that predicts fMRI from a movie, and says whether its weights can be trusted."""
+"""giblet trains a multimodal autoencoder that predicts fMRI from a movie, and judges its weights."""
 
 __version__ = "0.1.0"

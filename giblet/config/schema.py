@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 CODEBOOKS_BY_BANDWIDTH_KBPS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}
 """EnCodec 24 kHz: residual codebooks at each bandwidth (75 frames a second, 10 bits each)."""
@@ -21,6 +21,17 @@ Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _known_bandwidth(value: float) -> float:
+    if value not in CODEBOOKS_BY_BANDWIDTH_KBPS:
+        raise ValueError(f"{value:g} kbps is not a bandwidth of the 24 kHz codec; allowed: 1.5, 3, 6, 12, 24")
+    return value
+
+
+Bandwidth = Annotated[
+    float, AfterValidator(_known_bandwidth), WithJsonSchema({"type": "number", "enum": [1.5, 3.0, 6.0, 12.0, 24.0]})
+]
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9_.]{0,61}[a-z0-9])?$")]
 
 
@@ -54,14 +65,14 @@ class AudioConfig(Section):
 
     backend: Literal["encodec", "transformers"] = Field(
         "encodec",
-        description="Which package runs the codec: `encodec` (0.1.1, CC BY-NC 4.0) or `transformers` (Apache 2.0 code).",
+        description="Which package runs the codec: `encodec` (0.1.1, CC BY-NC 4.0) or `transformers` (Apache 2.0).",
     )
     weights: str = Field(
         "download",
         description="A local path to the codec's weights; `download` to let the package fetch them; `random` for tests "
         "(every artefact made with it says so).",
     )
-    bandwidth_kbps: Literal[1.5, 3.0, 6.0, 12.0, 24.0] = Field(
+    bandwidth_kbps: Bandwidth = Field(
         3.0, description="Codec bandwidth: 1.5, 3, 6, 12 or 24 kbps have 2, 4, 8, 16 or 32 codebooks."
     )
 
@@ -342,8 +353,8 @@ class GibletConfig(Section):
         if self.model.norm == "batch" and self.training.micro_batch_samples * self.data.segment_trs < 8:
             faults.append(
                 f"model.norm is batch over training.micro_batch_samples x data.segment_trs = "
-                f"{self.training.micro_batch_samples * self.data.segment_trs} TRs; its statistics need at least 8: raise "
-                "either, or set model.norm to layer"
+                f"{self.training.micro_batch_samples * self.data.segment_trs} TRs; its statistics need at least 8: "
+                "raise either, or set model.norm to layer"
             )
         if self.training.minimum_learning_rate > self.training.learning_rate:
             faults.append("training.minimum_learning_rate is above training.learning_rate; lower it")
