@@ -33,7 +33,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("train_step", "gauge", "Optimizer steps done since the run began."),
     Metric("train_epoch", "gauge", "Passes over the training samples done since the run began."),
     Metric("train_samples_total", "counter", "Samples trained on by this process's run, all ranks together."),
-    Metric("train_loss", "gauge", "Training loss of the newest step, by term, in units of the training set's variance.", ("run", "term")),
+    Metric("train_loss", "gauge", "Loss of the newest step, by term, relative to its variance.", ("run", "term")),
     Metric("train_step_seconds", "histogram", "Seconds an optimizer step took."),
     Metric("train_data_wait_seconds", "histogram", "Seconds a step waited for its data."),
     Metric("train_grad_norm", "gauge", "Global gradient norm of the newest step, before clipping."),
