@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,6 +17,8 @@ from pydantic_core import ErrorDetails
 from giblet.config.schema import RESUME_MAY_CHANGE, GibletConfig
 from giblet.errors import ConfigError
 
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
 
 def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> GibletConfig:
     """Read `path` (the defaults if None), apply `key.path=value` overrides, validate.
@@ -24,22 +26,45 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
     Raises `ConfigError` with every fault: key, value, what is allowed.
     """
     source = "the defaults" if path is None else str(path)
-    data = {} if path is None else _read(Path(path))
+    data = {} if path is None else _read_config(Path(path))
     return load_config_data(data, overrides, source=source)
 
 
 def load_config_data(data: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str = "data") -> GibletConfig:
     """Validate a configuration that is already in memory; like `load_config`."""
-    tree = _copy(data)
+    tree = copy_tree(data)
     for override in overrides:
         apply_override(tree, override)
+    return validate_tree(GibletConfig, tree, source)
+
+
+def validate_tree(model: type[ModelT], tree: dict[str, Any], source: str) -> ModelT:
+    """Validate, or raise `ConfigError` with the faults of single keys and of their combinations together."""
     try:
-        return GibletConfig.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(describe_faults(error, source)) from None
+        faults = error.errors(include_url=False)
+    # Rules that relate keys run only once every key is good: try them with the bad keys at their defaults.
+    without = copy_tree(tree)
+    for fault in faults:
+        _remove(without, fault["loc"])
+    try:
+        model.model_validate(without)
+    except ValidationError as error:
+        faults += [fault for fault in error.errors(include_url=False) if fault not in faults]
+    raise ConfigError(describe_faults(faults, source, model)) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _remove(tree: dict[str, Any], location: tuple[str | int, ...]) -> None:
+    node: Any = tree
+    for part in location[:-1]:
+        node = node.get(part) if isinstance(node, dict) else None
+    if isinstance(node, dict) and location:
+        node.pop(location[-1], None)
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds, unvalidated."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -50,20 +75,22 @@ def _read(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict | None):
         raise ConfigError(f"{path}: holds a {type(tree).__name__}, not a mapping of settings")
+    return tree or {}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    tree = read_tree(path)
     inner = tree.get("config", tree)
-    if inner is None:
-        inner = {}
-    if not isinstance(inner, dict):
+    if not isinstance(inner, dict | None):
         raise ConfigError(f"{path}: `config:` holds a {type(inner).__name__}, not a mapping of settings")
-    return inner
+    return inner or {}
 
 
-def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+def copy_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested mappings that can be changed."""
+    return {key: copy_tree(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
@@ -87,9 +114,9 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     node[parts[-1]] = value
 
 
-def describe_faults(error: ValidationError, source: str, model: type[BaseModel] = GibletConfig) -> str:
+def describe_faults(faults: Iterable[ErrorDetails], source: str, model: type[BaseModel]) -> str:
     """Every fault of a validation, one line each: key, value given, what is allowed."""
-    lines = [_describe(fault, model) for fault in error.errors(include_url=False)]
+    lines = [_describe(fault, model) for fault in faults]
     count = len(lines)
     return f"{source}: {count} fault{'s' if count > 1 else ''} in the configuration\n" + "\n".join(
         f"  - {line}" for line in lines

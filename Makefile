@@ -1,0 +1,40 @@
+# On a fresh machine: `make demo` runs the main job end to end, `make test` passes the tests. Both set everything up.
+SHELL := bash
+PYTHON ?=
+export PYTHON
+PY := .venv/bin/python
+
+.PHONY: help demo test lint unit integration bench gpu generated setup clean
+
+help:  ## what there is to make
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup:  ## .venv from requirements.lock
+	@ci/setup
+
+demo: setup  ## real film → prepared data → training, killed once → S3 → verification → report
+	@$(PY) ci/demo.py
+
+test: setup  ## everything below, as CI runs it
+	@ci/test
+
+lint: setup  ## ruff, mypy strict, import layers, generated files
+	@ci/lint
+
+unit: setup  ## the quick tests
+	@$(PY) -m pytest tests/unit
+
+integration: setup  ## real S3 server, real processes, killed for real
+	@$(PY) -m pytest tests/integration
+
+bench: setup  ## giblet beside the bare tools, as ratios with their spread
+	@$(PY) ci/bench.py
+
+gpu: setup  ## the production model at full size on an 80 GB GPU
+	@$(PY) ci/gpu.py
+
+generated: setup  ## files generated from the schema
+	@$(PY) ci/generated.py
+
+clean:  ## remove what the demo and the tests made here
+	rm -rf demo work out .pytest_cache .mypy_cache .ruff_cache .hypothesis

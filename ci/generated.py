@@ -1,0 +1,35 @@
+"""Write the files that are generated from the schema; with --check, only say which are stale (exit 1)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from giblet.config.generate import reference_text, values_schema_text
+
+ROOT = Path(__file__).resolve().parent.parent
+GENERATED = {
+    "helm/giblet/values.schema.json": values_schema_text,
+    "configs/README.md": reference_text,
+}
+
+
+def main() -> int:
+    """Compare or write each file."""
+    check = "--check" in sys.argv[1:]
+    stale = []
+    for name, make in GENERATED.items():
+        path, text = ROOT / name, make()
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(name)
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    for name in stale:
+        print(f"{name}: {'stale; run `make generated`' if check else 'written'}", file=sys.stderr)
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
