@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
+from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -112,7 +113,7 @@ def _make(metric: Metric, registry: CollectorRegistry) -> Instrument:
     return kind(metric.full_name, metric.help, metric.labels, registry=registry)
 
 
-def serve(metrics: Metrics, port: int, address: str = "0.0.0.0") -> object:
-    """Serve `/metrics` from a thread; returns the server, whose `shutdown` ends it."""
+def serve(metrics: Metrics, port: int, address: str = "0.0.0.0") -> tuple[WSGIServer, int]:
+    """Serve `/metrics` from a thread; returns the server, whose `shutdown` ends it, and its port (0 picks one)."""
     server, _thread = start_http_server(port, addr=address, registry=metrics.registry)
-    return server
+    return server, int(server.server_address[1])

@@ -1,0 +1,53 @@
+"""Metrics: names, kinds, and what a scrape returns."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from giblet.telemetry.metrics import METRICS, Metrics, serve
+
+
+def test_every_metric_can_be_used_and_is_exported_under_its_name() -> None:
+    metrics = Metrics("a-run")
+    for metric in METRICS:
+        labels = {label: "x" for label in metric.labels if label != "run"}
+        {"gauge": metrics.set, "counter": metrics.add, "histogram": metrics.observe}[metric.kind](
+            metric.name, 1.0, **labels
+        )
+    exported = {family.name for family in text_string_to_metric_families(generate_latest(metrics.registry).decode())}
+    for metric in METRICS:
+        assert metric.full_name.removesuffix("_total" if metric.kind == "counter" else "") in exported
+
+
+def test_names_follow_prometheus_conventions() -> None:
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    for metric in METRICS:
+        assert re.fullmatch(r"[a-z][a-z_]*[a-z]", metric.name)
+        assert (metric.kind == "counter") == metric.name.endswith("_total"), metric.name
+        assert metric.help.endswith(".")
+        assert metric.labels[0] == "run"
+
+
+def test_wrong_use_is_an_error() -> None:
+    metrics = Metrics("a")
+    with pytest.raises(KeyError):
+        metrics.set("no_such_metric", 1)
+    with pytest.raises(TypeError, match="no counter"):
+        metrics.add("train_step")
+
+
+def test_a_scrape_sees_what_was_set() -> None:
+    metrics = Metrics("a")
+    metrics.set("train_step", 7)
+    server, port = serve(metrics, 0, address="127.0.0.1")
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert 'giblet_train_step{run="a"} 7.0' in answer.read().decode()
+    finally:
+        server.shutdown()
+        server.server_close()

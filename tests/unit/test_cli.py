@@ -1,0 +1,53 @@
+"""The command line: help that teaches, results on standard output, errors as one message with an exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from giblet.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_check_accepts_a_good_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "check", str(ROOT / "configs/prod.yaml")]) == 0
+    assert "good (run giblet_production)" in capsys.readouterr().out
+
+
+def test_check_refuses_with_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "check", str(ROOT / "configs/prod.yaml"), "--set", "training.epoch=3"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "did you mean epochs?" in captured.err
+
+
+def test_show_prints_what_a_run_would_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "show", str(ROOT / "configs/prod.yaml"), "--set", "training.epochs=3"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["training"]["epochs"] == 3
+    assert main(["config", "show", str(ROOT / "configs/prod.yaml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["training"]["epochs"] == 500
+
+
+def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "schema"]) == 0
+    assert "config" in json.loads(capsys.readouterr().out)["properties"]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from giblet.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'boto3', 'nibabel', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "exit codes" in done.stdout
