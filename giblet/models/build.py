@@ -1,0 +1,79 @@
+"""From a configuration, and a prepared dataset's dimensions, to a model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+from torch import Tensor
+
+from giblet.config import GibletConfig
+from giblet.errors import ConfigError
+from giblet.models.autoencoder import MultimodalAutoencoder
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """What a prepared dataset holds a TR, and its voxels of all subjects together."""
+
+    video_frames: int
+    video_height: int
+    video_width: int
+    audio_codebooks: int
+    audio_frames: int
+    text_dimension: int
+    voxels: int
+
+
+_MAY_BE_FEWER = ("video_frames", "audio_frames")
+
+
+def resolve_dimensions(config: GibletConfig, dimensions: Dimensions | None = None) -> Dimensions:
+    """The widths that the model sees: the configuration's, and where it leaves them open the dataset's.
+
+    Raises `ConfigError`, all faults at once, if a width is known to neither or the two contradict each other.
+    """
+    faults, widths = [], {}
+    available = asdict(dimensions) if dimensions is not None else {}
+    for field in fields(Dimensions):
+        key, wanted = field.name, getattr(config.model, field.name)
+        has = available.get(key)
+        if wanted is None and has is None:
+            faults.append(f"model.{key} is not set, and no prepared dataset says what it is")
+        elif wanted is not None and has is not None and (wanted > has if key in _MAY_BE_FEWER else wanted != has):
+            allowed = f"at most {has}" if key in _MAY_BE_FEWER else f"{has}"
+            faults.append(f"model.{key} is {wanted}, but the prepared dataset has {has}; allowed: {allowed}, or null")
+        widths[key] = wanted if wanted is not None else has
+    if faults:
+        raise ConfigError("; ".join(faults), remedy="set them under config.model, or name a prepared dataset")
+    return Dimensions(**{key: int(value) for key, value in widths.items() if value is not None})
+
+
+def build_model(
+    config: GibletConfig, dimensions: Dimensions | None = None, *, hrf_kernel: Tensor | None = None
+) -> MultimodalAutoencoder:
+    """The model of a configuration, on the current default device (`with torch.device("meta")` for shapes alone).
+
+    `hrf_kernel` (K,): the canonical kernel at the dataset's TR. Without it a model of `data.hrf.kind` `convolve` works
+    on single rows only, and one of `fir` cannot be built (`ConfigError`).
+    """
+    model = config.model
+    if config.data.hrf.kind == "fir" and hrf_kernel is None:
+        raise ConfigError("data.hrf.kind is fir, whose kernels depend on the TR", remedy="name a prepared dataset")
+    return MultimodalAutoencoder(
+        **asdict(resolve_dimensions(config, dimensions)),
+        video_hidden=model.video_hidden,
+        audio_hidden=model.audio_hidden,
+        text_hidden=model.text_hidden,
+        encoder_hidden=model.encoder_hidden,
+        bottleneck=model.bottleneck,
+        voxel_hidden=model.voxel_hidden,
+        decoder_hidden=model.decoder_hidden,
+        video_decoder_hidden=model.video_decoder_hidden,
+        audio_decoder_hidden=model.audio_decoder_hidden,
+        text_decoder_hidden=model.text_decoder_hidden,
+        dropout_scale=model.dropout_scale,
+        norm=model.norm,
+        audio_objective=model.audio_objective,
+        hrf=config.data.hrf.kind,
+        hrf_kernel=hrf_kernel,
+    )
