@@ -281,10 +281,11 @@ class CheckpointConfig(Section):
     asynchronous: bool = Field(True, description="Train on while a save uploads.")
     endpoint_url: str | None = Field(
         None,
-        pattern=r"^https?://\S+$",
-        description="S3 endpoint. None: AWS_ENDPOINT_URL, else AWS itself. Credentials come only from the environment, "
-        "files or workload identity.",
+        pattern=r"^(https?://\S+|embedded)$",
+        description="S3 endpoint. None: AWS_ENDPOINT_URL, else AWS itself. `embedded`: a SeaweedFS of giblet's own on "
+        "this machine. Credentials come only from the environment, files or workload identity.",
     )
+    embedded_dir: str = Field("work/s3", description="Folder of the embedded S3 server: its data, log and credentials.")
     region: str | None = Field(None, description="S3 region. None: as boto3 finds it.")
     ca_file: str | None = Field(None, description="PEM file of a custom certificate authority.")
     path_style: bool = Field(True, description="Address buckets in the path rather than in the host name.")
@@ -371,7 +372,7 @@ RESUME_MAY_CHANGE = frozenset(
         "training.epochs", "training.max_steps", "training.processes", "training.device", "training.sharding",
         "training.patience_epochs", "training.loader_workers", "training.validate_every_epochs",
         "checkpoint.save_every_epochs", "checkpoint.save_every_steps", "checkpoint.keep_last",
-        "checkpoint.keep_every_steps", "checkpoint.asynchronous", "checkpoint.endpoint_url", "checkpoint.region",
+        "checkpoint.keep_every_steps", "checkpoint.asynchronous", "checkpoint.endpoint_url", "checkpoint.embedded_dir", "checkpoint.region",
         "checkpoint.ca_file", "checkpoint.path_style", "checkpoint.server_side_encryption",
         "checkpoint.connect_timeout_seconds", "checkpoint.read_timeout_seconds", "checkpoint.max_attempts",
         "checkpoint.url", "telemetry.*", "verify.*",

@@ -52,3 +52,25 @@ class Storage(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; no error if there is none."""
         ...
+
+
+@runtime_checkable
+class Cleanable(Protocol):
+    """A store that a killed writer leaves unfinished pieces in (multipart uploads, temporary files)."""
+
+    def clean_unfinished(self, prefix: str = "", *, older_than_seconds: float = 86400.0) -> int:
+        """Remove what was begun under `prefix` so long ago that its writer is gone; returns how many pieces."""
+        ...
+
+
+def checked_key(key: str) -> str:
+    """`key` itself. Raises `ValueError` where it could leave the store or mean two things (`..`, `//`, leading `/`)."""
+    if not key or any(part in ("", ".", "..") for part in key.split("/")) or "\\" in key or "\0" in key:
+        raise ValueError(f"{key!r} is no key: use non-empty parts between single slashes, without . and ..")
+    return key
+
+
+def checked_range(start: int, stop: int | None) -> None:
+    """Raises `ValueError` unless `[start, stop)` is a range counted from the front."""
+    if start < 0 or (stop is not None and stop < start):
+        raise ValueError(f"[{start}, {stop}) is no range of bytes")

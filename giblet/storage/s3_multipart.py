@@ -1,0 +1,71 @@
+"""One big object in parts: sent while they are read, a few at a time, each with its CRC-32C, none left on an error."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+from botocore.exceptions import BotoCoreError, ClientError
+
+from giblet.errors import StorageDeniedError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+PART_BYTES = 32 << 20
+PARTS_IN_FLIGHT = 2
+MOST_PARTS = 10_000
+"""S3's own limit."""
+
+
+def checksum(data: bytes) -> str:
+    """CRC-32C as S3 writes it: big-endian, base64."""
+    return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
+
+
+class MultipartUpload:
+    """Uploads `name`; holds at most `PARTS_IN_FLIGHT` + 1 parts of `PART_BYTES` in memory."""
+
+    def __init__(self, client: S3Client, bucket: str, name: str, options: dict[str, Any]) -> None:
+        self._client, self._options = client, options
+        self._target: dict[str, Any] = {"Bucket": bucket, "Key": name}
+
+    def run(self, parts: Iterator[bytes], condition: dict[str, Any]) -> int:
+        """Send all parts and complete; returns the size in bytes. boto3's errors pass, after the abort."""
+        answer = self._client.create_multipart_upload(**self._target, ChecksumAlgorithm="CRC32C", **self._options)
+        self._target["UploadId"] = answer["UploadId"]
+        try:
+            done, size = self._send(parts)
+            self._client.complete_multipart_upload(**self._target, MultipartUpload={"Parts": done}, **condition)
+        except BaseException:
+            with contextlib.suppress(BotoCoreError, ClientError):  # the first error is the one to tell
+                self._client.abort_multipart_upload(**self._target)
+            raise
+        return size
+
+    def _send(self, parts: Iterator[bytes]) -> tuple[list[Any], int]:
+        size, done, running = 0, [], set[Future[dict[str, Any]]]()
+        with ThreadPoolExecutor(PARTS_IN_FLIGHT, thread_name_prefix="giblet-upload") as pool:
+            for number, part in enumerate(parts, start=1):
+                if number > MOST_PARTS:
+                    raise StorageDeniedError(
+                        f"{self._target['Key']} is larger than the {MOST_PARTS * PART_BYTES / 1e9:.0f} GB that one "
+                        "object may have here",
+                        remedy="shard over more ranks",
+                    )
+                size += len(part)
+                running.add(pool.submit(self._send_part, number, part))
+                if len(running) >= PARTS_IN_FLIGHT:
+                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                    done += [future.result() for future in finished]
+            done += [future.result() for future in running]
+        return sorted(done, key=lambda part: int(part["PartNumber"])), size
+
+    def _send_part(self, number: int, part: bytes) -> dict[str, Any]:
+        crc = checksum(part)
+        answer = self._client.upload_part(**self._target, PartNumber=number, Body=part, ChecksumCRC32C=crc)
+        return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32C": crc}
