@@ -1,0 +1,112 @@
+"""The baseline that everybody in the field would try first: banded ridge regression from the stimulus to each voxel.
+
+Banded ridge (Nunez-Elizalde, Huth and Gallant 2019) as `himalaya` solves it (Dupré la Tour et al. 2022): one linear
+kernel a band, and for each voxel its own weights of the bands and its own regularisation, chosen by cross-validation
+over contiguous blocks of time. Features are convolved with the haemodynamic response and filtered within each run
+exactly as the BOLD was, since a regressor that keeps the drifts which the BOLD has lost is handicapped.
+
+Everything that is fitted sees training and validation TRs only. Training the model uses validation TRs too, to stop in
+time; the baseline has no such need, so it may fit on them, which makes it stronger rather than weaker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from himalaya.kernel_ridge import MultipleKernelRidgeCV, generate_dirichlet_samples
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+ALPHAS = np.logspace(-1, 4, 6)
+FOLDS = 4
+RANDOM_BAND_WEIGHTS = 16
+TARGETS_PER_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class BandedRidge:
+    """A fitted baseline. `band_share` (bands, V): each band's part of the squared prediction of the fitted TRs."""
+
+    bands: tuple[str, ...]
+    model: MultipleKernelRidgeCV
+    designs: tuple[FloatArray, ...]
+    scales: tuple[float, ...]
+
+    @property
+    def band_weights(self) -> NDArray[np.float64]:
+        """How much each band's kernel weighs for each voxel, (bands, V); columns sum to 1."""
+        weights = np.exp(np.asarray(self.model.deltas_, dtype=np.float64))
+        return np.asarray(weights / weights.sum(axis=0))
+
+    def predict(self, designs: Mapping[str, FloatArray]) -> FloatArray:
+        """BOLD (T,V) from designs (T, D_band)."""
+        kernels = np.stack(
+            [
+                designs[band] @ fitted.T * scale
+                for band, fitted, scale in zip(self.bands, self.designs, self.scales, strict=True)
+            ]
+        )
+        return np.asarray(self.model.predict(kernels.astype(np.float32)), dtype=np.float32)
+
+
+def fit_banded_ridge(
+    designs: Mapping[str, FloatArray],
+    bold: FloatArray,
+    folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    *,
+    random_band_weights: int = RANDOM_BAND_WEIGHTS,
+    seed: int = 0,
+) -> BandedRidge:
+    """Fit BOLD (T,V) from `designs` (T, D_band), choosing hyperparameters on `folds` of (fit rows, score rows).
+
+    Bands that never vary are left out.
+    """
+    bands = tuple(band for band, design in designs.items() if float(np.square(design).sum()) > 0.0)
+    fitted = tuple(np.ascontiguousarray(designs[band], dtype=np.float32) for band in bands)
+    kernels = [design @ design.T for design in fitted]
+    scales = tuple(float(len(kernel) / np.trace(kernel)) for kernel in kernels)
+    scaled = np.stack([kernel * scale for kernel, scale in zip(kernels, scales, strict=True)]).astype(np.float32)
+    model = MultipleKernelRidgeCV(
+        kernels="precomputed",
+        solver="random_search",
+        solver_params={
+            "n_iter": band_weight_candidates(len(bands), random_band_weights, seed),
+            "alphas": ALPHAS,
+            "n_targets_batch": TARGETS_PER_BATCH,
+            "progress_bar": False,
+        },
+        fit_intercept=True,
+        cv=list(folds),
+    )
+    model.fit(scaled, np.ascontiguousarray(bold, dtype=np.float32))
+    return BandedRidge(bands, model, fitted, scales)
+
+
+def band_weight_candidates(bands: int, random: int, seed: int) -> NDArray[np.float32]:
+    """Weights of the bands to try, (candidates, bands): all alike, each alone, and random ones on the simplex."""
+    even = np.full((1, bands), 1.0 / bands)
+    if bands == 1:
+        return even.astype(np.float32)
+    drawn = generate_dirichlet_samples(random, bands, concentration=[0.3, 1.0], random_state=seed)
+    return np.concatenate([even, np.eye(bands), np.asarray(drawn)]).astype(np.float32)
+
+
+def contiguous_folds(
+    blocks: NDArray[np.integer], times: NDArray[np.integer], folds: int, gap_trs: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Cut rows into `folds` contiguous stretches; each is scored by a fit on the rows at least `gap_trs` away.
+
+    `blocks` (T,) is each row's presentation, `times` (T,) its TR there; rows of different presentations are never near.
+    """
+    order = np.arange(len(blocks))
+    result = []
+    for scored in np.array_split(order, folds):
+        near = np.zeros(len(order), dtype=bool)
+        for block in np.unique(blocks[scored]):
+            mine = scored[blocks[scored] == block]
+            first, last = times[mine].min(), times[mine].max()
+            near |= (blocks == block) & (times > first - gap_trs) & (times < last + gap_trs)
+        result.append((order[~near], scored))
+    return result
