@@ -1,0 +1,71 @@
+"""Checksums that can be joined: crc(A + B) from crc(A), crc(B) and the length of B.
+
+So parts of an object can be read by several threads, and both the object and each chunk in it be checked in one pass.
+Appending n zero bytes multiplies the remainder by x^(8n) modulo the polynomial; see zlib's `crc32_combine`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import google_crc32c
+
+from giblet.verify.statistics import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """A reflected 32-bit CRC: its name, its polynomial, and the function that extends it by a buffer."""
+
+    name: str
+    polynomial: int
+    extend: Callable[[int, Array], int]
+
+
+def _extend_crc32c(crc: int, data: Array) -> int:
+    return int(google_crc32c.extend(crc, data))
+
+
+def _extend_crc32(crc: int, data: Array) -> int:
+    return zlib.crc32(data.data, crc)
+
+
+CRC32C = Checksum("CRC-32C", 0x82F63B78, _extend_crc32c)
+CRC32 = Checksum("CRC-32", 0xEDB88320, _extend_crc32)
+
+
+def join(kind: Checksum, first: int, second: int, second_bytes: int) -> int:
+    """The checksum of two runs of bytes, one after the other."""
+    if not second_bytes:
+        return first
+    return _multiply(_power(second_bytes, kind.polynomial), first, kind.polynomial) ^ second
+
+
+def _multiply(a: int, b: int, polynomial: int) -> int:
+    """a(x) · b(x) modulo the polynomial; the highest bit is x^0."""
+    product = 0
+    mask = 1 << 31
+    while True:
+        if a & mask:
+            product ^= b
+            if not a & (mask - 1):
+                return product
+        mask >>= 1
+        if not mask:
+            return product
+        b = (b >> 1) ^ polynomial if b & 1 else b >> 1
+
+
+@lru_cache(maxsize=4096)
+def _power(zero_bytes: int, polynomial: int) -> int:
+    """x^(8 · zero_bytes) modulo the polynomial, by squaring."""
+    result, square, exponent = 1 << 31, 1 << 30, 8 * zero_bytes
+    while exponent:
+        if exponent & 1:
+            result = _multiply(square, result, polynomial)
+        square = _multiply(square, square, polynomial)
+        exponent >>= 1
+    return result

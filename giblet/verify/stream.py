@@ -1,0 +1,261 @@
+"""One pass over every byte: checksums of objects and chunks, and statistics of tensors, in bounded memory.
+
+The bytes are cut into spans of at most `SPAN_BYTES`; a few threads read, hash and measure spans on their own, and
+the results are joined in order. Memory is a few spans whatever the size of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from giblet.errors import CheckpointError
+from giblet.storage.base import Storage
+from giblet.telemetry.progress import Bar
+from giblet.verify.crc import join
+from giblet.verify.sources import Chunk, Reader, Source, StoredObject
+from giblet.verify.statistics import BLOCK_BYTES, Array, Meter, NumberFormat, TensorStatistics
+
+SPAN_BYTES = 8 * 1024 * 1024
+REMOTE_READS = 6
+"""Ranges asked for at a time where each costs a round trip."""
+
+
+@dataclass(slots=True)
+class StreamResult:
+    """What the bytes say. The faults are sentences, each with the name of what is at fault."""
+
+    statistics: dict[str, TensorStatistics]
+    bytes_read: int = 0
+    faults: list[str] = field(default_factory=list)
+    checksums_checked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Bytes `[start, stop)` of an object that belong to the same chunks throughout (to none, for a header)."""
+
+    start: int
+    stop: int
+    chunks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Work for one thread: consecutive runs of one object, or a part of a long one."""
+
+    item: StoredObject
+    runs: tuple[_Run, ...]
+
+
+@dataclass(slots=True)
+class _Measured:
+    run: _Run
+    crc: int
+    length: int
+    statistics: dict[str, TensorStatistics]
+
+
+def stream(source: Source, magnitude_limit: float, *, bar: Bar | None = None) -> StreamResult:
+    """Read, hash and measure every byte of `source`.
+
+    Bytes that are not there are faults, not errors; storage that does not answer raises its own error.
+    """
+    statistics = {name: TensorStatistics() for name in source.tensors}
+    formats = {name: record.format() for name, record in source.tensors.items()}
+    result = StreamResult(statistics, faults=[f"{name}: missing" for name in source.missing])
+    crew = _Crew(source.storage, magnitude_limit, formats)
+    with ThreadPoolExecutor(crew.threads, thread_name_prefix="verify") as pool:
+        try:
+            for item, spans in _measured(source, pool, crew, result):
+                joiner = _Joiner(item)
+                for future in spans:
+                    for piece in future.result():
+                        joiner.add(piece)
+                        result.bytes_read += piece.length
+                        if bar is not None:
+                            bar.advance(piece.length)
+                        for name, found in piece.statistics.items():
+                            statistics[name].merge(found)
+                joiner.finish(result)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            crew.close()
+    return result
+
+
+def _measured(
+    source: Source, pool: ThreadPoolExecutor, crew: _Crew, result: StreamResult
+) -> Iterator[tuple[StoredObject, Iterator[Future[list[_Measured]]]]]:
+    """Each object with its results in order, never more than a few spans ahead, also across objects."""
+    ahead: deque[Future[list[_Measured]]] = deque()
+    plan = deque((item, list(_spans(item))) for item in source.objects if _is_there(source, item, result))
+    waiting = iter([span for _, spans in plan for span in spans])
+
+    def refill() -> None:
+        while len(ahead) < crew.threads + 2 and (span := next(waiting, None)) is not None:
+            ahead.append(pool.submit(crew.measure, span))
+
+    def results(count: int) -> Iterator[Future[list[_Measured]]]:
+        for _ in range(count):
+            refill()
+            yield ahead.popleft()
+
+    for item, spans in plan:
+        yield item, results(len(spans))
+
+
+def _is_there(source: Source, item: StoredObject, result: StreamResult) -> bool:
+    info = source.storage.head(item.key)
+    if info is None:
+        result.faults.append(f"{item.name}: missing")
+        return False
+    end = item.begin + item.size_bytes
+    if info.size_bytes < end or (item.whole and info.size_bytes != end):
+        result.faults.append(f"{item.name}: {info.size_bytes - item.begin:,} bytes, should be {item.size_bytes:,}")
+    return True
+
+
+def _spans(item: StoredObject) -> Iterator[_Span]:
+    gathered: list[_Run] = []
+    size = 0
+    for run in _runs(item):
+        for start in range(run.start, run.stop, SPAN_BYTES):
+            part = _Run(start, min(start + SPAN_BYTES, run.stop), run.chunks)
+            if size + part.stop - part.start > SPAN_BYTES and gathered:
+                yield _Span(item, tuple(gathered))
+                gathered, size = [], 0
+            gathered.append(part)
+            size += part.stop - part.start
+    if gathered:
+        yield _Span(item, tuple(gathered))
+
+
+def _runs(item: StoredObject) -> Iterator[_Run]:
+    """The object cut where a chunk begins or ends; chunks may overlap, as tied weights do in a torch file."""
+    begins: dict[int, list[int]] = {}
+    ends: dict[int, list[int]] = {}
+    for index, chunk in enumerate(item.chunks):
+        if not 0 <= chunk.start <= chunk.stop <= item.size_bytes:
+            raise CheckpointError(
+                f"{item.name}: tensor {chunk.tensor} is said to lie at bytes [{chunk.start}, {chunk.stop}), "
+                f"outside of the object's {item.size_bytes}"
+            )
+        if chunk.start < chunk.stop:
+            begins.setdefault(chunk.start, []).append(index)
+            ends.setdefault(chunk.stop, []).append(index)
+    cuts = sorted({0, item.size_bytes, *begins, *ends})
+    alive: set[int] = set()
+    for start, stop in itertools.pairwise(cuts):
+        alive.difference_update(ends.get(start, ()))
+        alive.update(begins.get(start, ()))
+        yield _Run(start, stop, tuple(sorted(alive)))
+
+
+class _Crew:
+    """The threads' work: each has its own reader and its own meter."""
+
+    def __init__(self, storage: Storage, magnitude_limit: float, formats: dict[str, NumberFormat]) -> None:
+        self._storage, self._limit, self._formats = storage, magnitude_limit, formats
+        self._own = threading.local()
+        self._readers: list[Reader] = []
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+        self.threads = max(2, min(cores, 8)) if Reader(storage, 0).local else REMOTE_READS
+
+    def close(self) -> None:
+        """Close every thread's file."""
+        for reader in self._readers:
+            reader.close()
+
+    def measure(self, span: _Span) -> list[_Measured]:
+        """Read, hash and measure one span."""
+        if not hasattr(self._own, "reader"):
+            self._own.reader = Reader(self._storage, BLOCK_BYTES)
+            self._own.meter = Meter(self._limit)
+            self._readers.append(self._own.reader)
+        reader: Reader = self._own.reader
+        blocks = _in_place(reader, span) if reader.local else _fetched(reader, span)
+        return [self._measure_run(span.item, run, parts, self._own.meter) for run, parts in blocks]
+
+    def _measure_run(self, item: StoredObject, run: _Run, parts: Iterable[Array], meter: Meter) -> _Measured:
+        owners = {item.chunks[index].tensor: self._formats[item.chunks[index].tensor] for index in run.chunks}
+        measured = _Measured(run, 0, 0, {name: TensorStatistics() for name in owners})
+        hashed = item.crc is not None or any(item.chunks[index].crc is not None for index in run.chunks)
+        for part in parts:
+            if hashed:
+                measured.crc = item.checksum.extend(measured.crc, part)
+            measured.length += part.size
+            done: dict[NumberFormat, TensorStatistics] = {}
+            for name, form in owners.items():
+                if form not in done:
+                    done[form] = meter.measure(part[: part.size - part.size % form.item_bytes], form)
+                measured.statistics[name].merge(done[form])
+        return measured
+
+
+def _in_place(reader: Reader, span: _Span) -> Iterator[tuple[_Run, Iterator[Array]]]:
+    """A folder: blocks that fit a core's cache, each measured while it is warm."""
+    begin = span.item.begin
+
+    def blocks(run: _Run) -> Iterator[Array]:
+        for start in range(run.start, run.stop, BLOCK_BYTES):
+            yield reader.read(span.item.key, begin + start, begin + min(start + BLOCK_BYTES, run.stop))
+
+    for run in span.runs:
+        yield run, blocks(run)
+
+
+def _fetched(reader: Reader, span: _Span) -> Iterator[tuple[_Run, Iterator[Array]]]:
+    """An object store: one request for the span, then the same blocks out of memory."""
+    first, last = span.runs[0].start, span.runs[-1].stop
+    data = reader.read(span.item.key, span.item.begin + first, span.item.begin + last)
+
+    def blocks(run: _Run) -> Iterator[Array]:
+        for start in range(run.start, run.stop, BLOCK_BYTES):
+            yield data[start - first : min(start + BLOCK_BYTES, run.stop) - first]
+
+    for run in span.runs:
+        yield run, blocks(run)
+
+
+class _Joiner:
+    """The checksums of one object and of its chunks, joined run by run."""
+
+    def __init__(self, item: StoredObject) -> None:
+        self._item = item
+        self._crc, self._length = 0, 0
+        self._chunks: dict[int, tuple[int, int]] = {}
+
+    def add(self, piece: _Measured) -> None:
+        """The next run in order."""
+        kind = self._item.checksum
+        self._crc = join(kind, self._crc, piece.crc, piece.length)
+        self._length += piece.length
+        for index in piece.run.chunks:
+            crc, length = self._chunks.get(index, (0, 0))
+            self._chunks[index] = (join(kind, crc, piece.crc, piece.length), length + piece.length)
+
+    def finish(self, result: StreamResult) -> None:
+        """Compare with what was recorded."""
+        item = self._item
+        bad = [chunk for index, chunk in enumerate(item.chunks) if not self._chunk_agrees(index, chunk)]
+        result.checksums_checked += sum(chunk.crc is not None for chunk in item.chunks) + (item.crc is not None)
+        result.faults += [
+            f"{chunk.tensor}: {item.checksum.name} of its bytes in {item.name} differs from the recorded one"
+            for chunk in bad
+        ]
+        short = self._length != item.size_bytes
+        if short and not any(fault.startswith(f"{item.name}: ") for fault in result.faults):
+            result.faults.append(f"{item.name}: {self._length:,} bytes could be read of {item.size_bytes:,}")
+        if item.crc is not None and self._crc != item.crc:
+            result.faults.append(
+                f"{item.name}: {item.checksum.name} {self._crc:08x} of the object, recorded is {item.crc:08x}"
+            )
+
+    def _chunk_agrees(self, index: int, chunk: Chunk) -> bool:
+        return chunk.crc is None or self._chunks.get(index, (0, 0))[0] == chunk.crc
