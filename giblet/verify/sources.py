@@ -46,14 +46,18 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Bytes `[start, stop)` of an object that hold a part of a tensor, at `offsets` with `sizes` of its shape."""
+    """Bytes `[start, stop)` of an object that hold a part of a tensor, at `offsets` with `sizes` of its shape.
+
+    `crcs` has one checksum for every `block_bytes` of them; none where none was recorded.
+    """
 
     tensor: str
     start: int
     stop: int
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
-    crc: int | None = None
+    crcs: tuple[int, ...] = ()
+    block_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from giblet.errors import CheckpointError
 from giblet.storage.base import Storage
 from giblet.telemetry.progress import Bar
 from giblet.verify.crc import join
-from giblet.verify.sources import Chunk, Reader, Source, StoredObject
+from giblet.verify.sources import Reader, Source, StoredObject
 from giblet.verify.statistics import BLOCK_BYTES, Array, Meter, NumberFormat, TensorStatistics
 
 SPAN_BYTES = 8 * 1024 * 1024
@@ -149,7 +149,8 @@ def _runs(item: StoredObject) -> Iterator[_Run]:
         if chunk.start < chunk.stop:
             begins.setdefault(chunk.start, []).append(index)
             ends.setdefault(chunk.stop, []).append(index)
-    cuts = sorted({0, item.size_bytes, *begins, *ends})
+    blocks = (range(c.start, c.stop, c.block_bytes) for c in item.chunks if c.crcs)
+    cuts = sorted({0, item.size_bytes, *begins, *ends, *itertools.chain.from_iterable(blocks)})
     alive: set[int] = set()
     for start, stop in itertools.pairwise(cuts):
         alive.difference_update(ends.get(start, ()))
@@ -185,7 +186,7 @@ class _Crew:
     def _measure_run(self, item: StoredObject, run: _Run, parts: Iterable[Array], meter: Meter) -> _Measured:
         owners = {item.chunks[index].tensor: self._formats[item.chunks[index].tensor] for index in run.chunks}
         measured = _Measured(run, 0, 0, {name: TensorStatistics() for name in owners})
-        hashed = item.crc is not None or any(item.chunks[index].crc is not None for index in run.chunks)
+        hashed = item.crc is not None or any(item.chunks[index].crcs for index in run.chunks)
         for part in parts:
             if hashed:
                 measured.crc = item.checksum.extend(measured.crc, part)
@@ -229,7 +230,7 @@ class _Joiner:
     def __init__(self, item: StoredObject) -> None:
         self._item = item
         self._crc, self._length = 0, 0
-        self._chunks: dict[int, tuple[int, int]] = {}
+        self._blocks: dict[tuple[int, int], int] = {}
 
     def add(self, piece: _Measured) -> None:
         """The next run in order."""
@@ -237,18 +238,22 @@ class _Joiner:
         self._crc = join(kind, self._crc, piece.crc, piece.length)
         self._length += piece.length
         for index in piece.run.chunks:
-            crc, length = self._chunks.get(index, (0, 0))
-            self._chunks[index] = (join(kind, crc, piece.crc, piece.length), length + piece.length)
+            chunk = self._item.chunks[index]
+            if chunk.crcs:
+                block = (index, (piece.run.start - chunk.start) // chunk.block_bytes)
+                self._blocks[block] = join(kind, self._blocks.get(block, 0), piece.crc, piece.length)
 
     def finish(self, result: StreamResult) -> None:
         """Compare with what was recorded."""
         item = self._item
-        bad = [chunk for index, chunk in enumerate(item.chunks) if not self._chunk_agrees(index, chunk)]
-        result.checksums_checked += sum(chunk.crc is not None for chunk in item.chunks) + (item.crc is not None)
-        result.faults += [
-            f"{chunk.tensor}: {item.checksum.name} of its bytes in {item.name} differs from the recorded one"
-            for chunk in bad
-        ]
+        result.checksums_checked += sum(len(chunk.crcs) for chunk in item.chunks) + (item.crc is not None)
+        for index, chunk in enumerate(item.chunks):
+            bad = [block for block, crc in enumerate(chunk.crcs) if self._blocks.get((index, block), 0) != crc]
+            if bad:
+                result.faults.append(
+                    f"{chunk.tensor}: {item.checksum.name} differs from the recorded one in {len(bad)} of "
+                    f"{len(chunk.crcs)} blocks of its bytes in {item.name}"
+                )
         short = self._length != item.size_bytes
         if short and not any(fault.startswith(f"{item.name}: ") for fault in result.faults):
             result.faults.append(f"{item.name}: {self._length:,} bytes could be read of {item.size_bytes:,}")
@@ -256,6 +261,3 @@ class _Joiner:
             result.faults.append(
                 f"{item.name}: {item.checksum.name} {self._crc:08x} of the object, recorded is {item.crc:08x}"
             )
-
-    def _chunk_agrees(self, index: int, chunk: Chunk) -> bool:
-        return chunk.crc is None or self._chunks.get(index, (0, 0))[0] == chunk.crc
