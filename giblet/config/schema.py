@@ -274,6 +274,7 @@ class CheckpointConfig(Section):
         10, description="Save after every n-th epoch; 0: not by epoch."
     )
     save_every_steps: Annotated[int, Field(ge=0)] = Field(0, description="Save after every n-th step; 0: not by step.")
+    save_best: bool = Field(True, description="Also save after an epoch whose validation is the best so far.")
     keep_last: Count = Field(3, description="How many of the newest checkpoints stay.")
     keep_every_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="Checkpoints of every n-th step stay for good; 0: none."
@@ -371,8 +372,9 @@ RESUME_MAY_CHANGE = frozenset(
         "data.cache_dir", "data.prepared", "data.bids",
         "training.epochs", "training.max_steps", "training.processes", "training.device", "training.sharding",
         "training.patience_epochs", "training.loader_workers", "training.validate_every_epochs",
-        "checkpoint.save_every_epochs", "checkpoint.save_every_steps", "checkpoint.keep_last",
-        "checkpoint.keep_every_steps", "checkpoint.asynchronous", "checkpoint.endpoint_url", "checkpoint.embedded_dir", "checkpoint.region",
+        "checkpoint.save_every_epochs", "checkpoint.save_every_steps", "checkpoint.save_best", "checkpoint.keep_last",
+        "checkpoint.keep_every_steps", "checkpoint.asynchronous", "checkpoint.endpoint_url", "checkpoint.embedded_dir",
+        "checkpoint.region",
         "checkpoint.ca_file", "checkpoint.path_style", "checkpoint.server_side_encryption",
         "checkpoint.connect_timeout_seconds", "checkpoint.read_timeout_seconds", "checkpoint.max_attempts",
         "checkpoint.url", "telemetry.*", "verify.*",
