@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from typing import Protocol
 
 from torch import Tensor
 
 from giblet.config import GibletConfig
 from giblet.errors import ConfigError
 from giblet.models.autoencoder import MultimodalAutoencoder
+
+
+class PreparedDimensions(Protocol):
+    """`dimensions` of a prepared dataset's manifest."""
+
+    @property
+    def video_frames(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def audio_codebooks(self) -> int: ...
+    @property
+    def audio_frames(self) -> int: ...
+    @property
+    def text_dimension(self) -> int: ...
+    @property
+    def voxels(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +43,22 @@ class Dimensions:
     text_dimension: int
     voxels: int
 
+    @classmethod
+    def of(cls, prepared: PreparedDimensions) -> Dimensions:
+        """From a prepared dataset's manifest (`manifest.dimensions`)."""
+        return cls(
+            video_frames=prepared.video_frames,
+            video_height=prepared.height,
+            video_width=prepared.width,
+            audio_codebooks=prepared.audio_codebooks,
+            audio_frames=prepared.audio_frames,
+            text_dimension=prepared.text_dimension,
+            voxels=prepared.voxels,
+        )
 
-_MAY_BE_FEWER = ("video_frames", "audio_frames")
+
+_MAY_DIFFER = ("video_frames", "audio_frames")
+"""A batch leaves surplus frames out, and repeats the last one, masked, where there are too few."""
 
 
 def resolve_dimensions(config: GibletConfig, dimensions: Dimensions | None = None) -> Dimensions:
@@ -39,9 +73,8 @@ def resolve_dimensions(config: GibletConfig, dimensions: Dimensions | None = Non
         has = available.get(key)
         if wanted is None and has is None:
             faults.append(f"model.{key} is not set, and no prepared dataset says what it is")
-        elif wanted is not None and has is not None and (wanted > has if key in _MAY_BE_FEWER else wanted != has):
-            allowed = f"at most {has}" if key in _MAY_BE_FEWER else f"{has}"
-            faults.append(f"model.{key} is {wanted}, but the prepared dataset has {has}; allowed: {allowed}, or null")
+        elif wanted is not None and has is not None and wanted != has and key not in _MAY_DIFFER:
+            faults.append(f"model.{key} is {wanted}, but the prepared dataset has {has}; allowed: {has}, or null")
         widths[key] = wanted if wanted is not None else has
     if faults:
         raise ConfigError("; ".join(faults), remedy="set them under config.model, or name a prepared dataset")

@@ -86,12 +86,12 @@ class VoxelHead(nn.Sequential):
                 raise ValueError("hrf 'fir' needs hrf_kernel: (K,) taps at the TR, which its kernels start from")
             self.hrf_kernel = nn.Parameter(taps.repeat(voxels, 1))
 
-    def forward(self, bottleneck: Tensor, grid: Grid) -> Tensor:
+    def forward(self, bottleneck: Tensor, grid: Grid) -> Tensor:  # type: ignore[override]
         """(n, bottleneck) computed rows → (N, V) predicted BOLD."""
+        *layers, last = self.children()
         hidden = bottleneck
-        for layer in self[:4]:
+        for layer in layers:
             hidden = layer(hidden)
-        last = self[4]
         assert isinstance(last, nn.Linear)
         if grid.trs == 1 or self.hrf == "none":
             return grid.spread(last(hidden))

@@ -38,7 +38,7 @@ def without_gradient(parameter: Tensor) -> Tensor:
     rounding error, which AdamW scales up to full steps: the bias would wander, differently at each world size, and
     take the running mean with it.
     """
-    result = _ZeroGradient.apply(parameter)
+    result = _ZeroGradient.apply(parameter)  # type: ignore[no-untyped-call]
     assert isinstance(result, Tensor)
     return result
 
@@ -151,7 +151,8 @@ class NormStatistics:
     def commit(self) -> None:
         """Fold the step's statistics, already summed over ranks, into the running ones; then forget them."""
         if self._norms:
-            means = self.slots.mean(dim=0).split([n.features for norm in self._norms for n in (norm, norm)])
+            widths = [norm.features for norm in self._norms for _ in ("mean", "variance")]
+            means = torch.split(self.slots.mean(dim=0), widths)
             for norm, mean, variance in zip(self._norms, means[::2], means[1::2], strict=True):
                 norm.update(mean, variance)
         self.slots.zero_()

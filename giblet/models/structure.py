@@ -74,12 +74,15 @@ def explained_zero_tensors(
         zero.add("decoder.layer8.1.running_mean")
     if trained_steps == 0:
         for name, module in model.named_modules():
+            norm = isinstance(module, BatchNorm | nn.LayerNorm)
+            if (
+                norm
+                or name == "decoder.audio_codebook"
+                or (isinstance(module, nn.Linear) and name.startswith("decoder."))
+            ):
+                zero.add(f"{name}.bias")
             if isinstance(module, BatchNorm):
-                zero |= {f"{name}.{part}" for part in ("bias", "running_mean", "num_batches_tracked")}
-            elif isinstance(module, nn.LayerNorm) or (isinstance(module, nn.Linear) and name.startswith("decoder.")):
-                zero.add(f"{name}.bias")
-            elif name == "decoder.audio_codebook":
-                zero.add(f"{name}.bias")
+                zero |= {f"{name}.running_mean", f"{name}.num_batches_tracked"}
     return zero
 
 

@@ -1,0 +1,154 @@
+"""What a person and a Prometheus see of the loop: a live line on a terminal or a log line a step, and metrics."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Protocol
+
+import torch
+
+from giblet.config.schema import GibletConfig
+from giblet.telemetry.logs import get_logger
+from giblet.telemetry.metrics import Metrics, serve
+from giblet.telemetry.progress import Bar, progress
+from giblet.training.parallel import World
+from giblet.training.state import TrainState
+from giblet.training.step import StepResult
+
+log = get_logger(__name__)
+
+
+class Instruments(Protocol):
+    """What `giblet.telemetry.metrics.Metrics` offers."""
+
+    def set(self, name: str, value: float, **labels: str) -> None: ...
+    def add(self, name: str, amount: float = 1.0, **labels: str) -> None: ...
+    def observe(self, name: str, value: float, **labels: str) -> None: ...
+
+
+class NoMetrics:
+    """Metrics that are switched off."""
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        """Nothing."""
+
+    def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
+        """Nothing."""
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        """Nothing."""
+
+
+class _NoBar:
+    def advance(self, amount: float = 1.0) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+@contextmanager
+def serving_metrics(config: GibletConfig, world: World) -> Iterator[Instruments]:
+    """Serve `/metrics` on rank 0 of each node; a no-op elsewhere. A port in use is only a warning."""
+    port = config.telemetry.metrics_port
+    if world.local_rank != 0 or not port:
+        yield NoMetrics()
+        return
+    metrics, server = Metrics(config.run.name), None
+    try:
+        server, _ = serve(metrics, port)
+    except OSError as error:
+        log.warning("metrics are not served", port=port, reason=str(error), remedy="change telemetry.metrics_port")
+    try:
+        yield metrics
+    finally:
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+
+
+class Reporter:
+    """Tells of steps, validations and the end. On ranks other than 0 it says nothing."""
+
+    def __init__(self, config: GibletConfig, world: World, total_steps: int, metrics: Instruments) -> None:
+        self._metrics, self._world, self._total_steps = metrics, world, total_steps
+        self._every = config.telemetry.log_every_steps
+        self._speaks = world.rank == 0
+        self._live = self._speaks and sys.stderr.isatty()
+        self._bar: Bar = _NoBar()
+        self._stack = ExitStack()
+        metrics.set("train_world_size", world.size)
+
+    def __enter__(self) -> Reporter:
+        if self._live:
+            self._bar = self._stack.enter_context(progress("training", total=self._total_steps, unit="step"))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def started(self, state: TrainState, **facts: object) -> None:
+        """The run begins, or goes on."""
+        self._bar.advance(state.step)
+        if self._speaks:
+            log.info("resumed" if state.step else "started", step=state.step, of=self._total_steps, **facts)
+
+    def stepped(self, state: TrainState, result: StepResult, seconds: float, wait_seconds: float, samples: int) -> None:
+        """A step is done."""
+        m = self._metrics
+        for term, value in result.terms.items():
+            m.set("train_loss", value, term=term)
+        m.set("train_step", state.step)
+        m.set("train_epoch", state.epoch)
+        m.set("train_grad_norm", result.grad_norm)
+        m.set("train_learning_rate", result.learning_rate)
+        m.add("train_samples_total", samples)
+        m.add("train_tokens_total", result.tokens)
+        m.observe("train_step_seconds", seconds)
+        m.observe("train_data_wait_seconds", wait_seconds)
+        if self._world.device.type == "cuda":
+            m.set("train_gpu_memory_bytes", torch.cuda.max_memory_allocated(self._world.device))
+        self._bar.advance()
+        self._bar.note(f"epoch {state.epoch} loss {result.terms['loss']:.4f} {1 / max(seconds, 1e-9):.2f} steps/s")
+        if self._speaks and not self._live and state.step % self._every == 0:
+            log.info(
+                "step", step=state.step, of=self._total_steps, epoch=state.epoch, **result.terms,
+                grad_norm=result.grad_norm, learning_rate=result.learning_rate, seconds=seconds,
+                wait_seconds=wait_seconds, left_seconds=round(seconds * (self._total_steps - state.step)),
+            )  # fmt: skip
+
+    def validated(self, state: TrainState, scores: dict[str, float], seconds: float, improved: bool) -> None:
+        """A validation is done."""
+        for term in ("loss", "bold", "video", "audio", "text"):
+            self._metrics.set("validation_loss", scores[term], term=term)
+        self._metrics.set("validation_bold_correlation", scores["bold_correlation"])
+        self._metrics.set("validation_seconds", seconds)
+        if state.best is not None:
+            self._metrics.set("validation_best_score", state.best.score)
+        if self._speaks:
+            log.info("validation", step=state.step, epoch=state.epoch, **scores, seconds=seconds, best=improved)
+
+    def finished(self, state: TrainState, reason: str) -> None:
+        """The loop is over."""
+        if self._speaks:
+            best = {} if state.best is None else {"best_step": state.best.step, "best_score": state.best.score}
+            log.info("finished", step=state.step, epoch=state.epoch, reason=reason, **best)
+
+
+class Stopwatch:
+    """Seconds since it was made or last read."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        seconds, self._start = now - self._start, now
+        return seconds

@@ -1,0 +1,75 @@
+"""A small configuration, and a checkpoint store in memory, for tests of training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from giblet.config import GibletConfig, load_config_data
+
+SMALL_MODEL = {
+    "video_hidden": [16, 12, 8],
+    "audio_hidden": [12, 8],
+    "text_hidden": [12, 8],
+    "encoder_hidden": [24, 20],
+    "bottleneck": 10,
+    "voxel_hidden": 16,
+    "decoder_hidden": [18, 16, 14, 12],
+    "video_decoder_hidden": [12, 14],
+    "audio_decoder_hidden": [12, 14],
+    "text_decoder_hidden": [12, 10],
+}
+
+
+def small_config(**sections: dict[str, Any]) -> GibletConfig:
+    """A configuration for `tests.support.prepared.make_prepared`'s dataset; `sections` override."""
+    tree: dict[str, Any] = {
+        "run": {"name": "small", "seed": 3},
+        "data": {"segment_trs": 8},
+        "model": dict(SMALL_MODEL),
+        "training": {
+            "epochs": 3, "device": "cpu", "precision": "fp32", "global_batch_samples": 4, "micro_batch_samples": 1,
+            "learning_rate": 3e-3, "warmup_steps": 2, "patience_epochs": 0,
+        },
+        "checkpoint": {"save_every_epochs": 1, "save_best": False},
+        "telemetry": {"metrics_port": 0},
+    }  # fmt: skip
+    for name, values in sections.items():
+        tree[name] = {**tree.get(name, {}), **values}
+    return load_config_data(tree)
+
+
+@dataclass
+class MemoryStart:
+    resume: int | None
+
+
+class MemoryStore:
+    """Checkpoints of one process in memory: `kept[step] = (tensors, state as JSON)`."""
+
+    def __init__(self, kept: dict[int, tuple[dict[str, torch.Tensor], str]] | None = None) -> None:
+        self.kept = {} if kept is None else kept
+        self.waits: list[bool] = []
+
+    def begin(self, config: GibletConfig) -> MemoryStart:
+        return MemoryStart(max(self.kept, default=None))
+
+    def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any], wait: bool = False) -> None:
+        self.kept[step] = ({name: value.clone() for name, value in tensors.items()}, json.dumps(state))
+        self.waits.append(wait)
+
+    def load(self, ref: int, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+        saved, state = self.kept[ref]
+        assert saved.keys() == tensors.keys()
+        for name, value in saved.items():
+            tensors[name].copy_(value)
+        return json.loads(state)
+
+    def wait(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
