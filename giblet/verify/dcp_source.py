@@ -9,7 +9,7 @@ from typing import Any
 
 from giblet.errors import CheckpointError
 from giblet.storage.base import Storage
-from giblet.verify.sources import Chunk, Source, StoredObject, TensorRecord
+from giblet.verify.sources import Chunk, Source, StoredObject, TensorRecord, weights_among
 from giblet.verify.statistics import number_format
 from giblet.verify.torch_source import Archive, place_tensors, read_archive
 from giblet.verify.unpickle import DtypeStub, Record, TensorStub, loads
@@ -55,9 +55,17 @@ def open_dcp(url: str, storage: Storage, prefix: str) -> Source:
             state[name] = _plain(read_archive(f"{url}: {name}", storage, key, begin, length).tree)
     step = next((value for key, value in state.items() if key.rpartition(".")[2] in ("step", "global_step")), None)
     return Source(
-        url, "dcp", storage, tuple(objects), tensors, state=state, missing=tuple(missing), notes=tuple(notes),
+        url=url,
+        kind="dcp",
+        storage=storage,
+        objects=tuple(objects),
+        tensors=tensors,
+        weights=weights_among(tensors),
+        state=state,
         step=step if isinstance(step, int) else None,
-    )  # fmt: skip
+        notes=tuple(notes),
+        missing=tuple(missing),
+    )
 
 
 def _chunk_object(

@@ -10,7 +10,7 @@ from giblet.checkpoint.layout import CheckpointRef, run_key
 from giblet.checkpoint.manifest import Manifest
 from giblet.errors import CheckpointError
 from giblet.storage.base import Storage
-from giblet.verify.sources import Chunk, Source, StoredObject, TensorRecord
+from giblet.verify.sources import Chunk, Source, StoredObject, TensorRecord, weights_among
 
 
 def open_giblet(url: str, storage: Storage, manifest_key: str) -> Source:
@@ -41,10 +41,12 @@ def open_giblet(url: str, storage: Storage, manifest_key: str) -> Source:
             name: TensorRecord(name, TORCH_NAMES[tensor.dtype], tensor.shape)
             for name, tensor in manifest.tensors.items()
         },
+        weights=weights_among(manifest.tensors),
         state=manifest.state if isinstance(manifest.state, dict) else {},
         config=_recorded_config(storage, manifest_key),
         step=manifest.step,
         manifest=manifest,
+        place=prefix,
     )
 
 

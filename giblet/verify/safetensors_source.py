@@ -11,7 +11,7 @@ from typing import Any
 
 from giblet.errors import CheckpointError
 from giblet.storage.base import Storage
-from giblet.verify.sources import Chunk, Source, StoredObject, TensorRecord
+from giblet.verify.sources import Chunk, Source, StoredObject, TensorRecord, weights_among
 from giblet.verify.statistics import number_format
 
 MAX_HEADER_BYTES = 100_000_000
@@ -32,7 +32,15 @@ def open_safetensors(url: str, storage: Storage, key: str) -> Source:
         chunks.append(Chunk(name, data_start + start, data_start + stop, zeros, record.shape))
     size = max((chunk.stop for chunk in chunks), default=data_start)
     item = StoredObject(key, size, tuple(chunks))
-    return Source(url, "safetensors", storage, (item,), tensors, notes=("a safetensors file records no checksums",))
+    return Source(
+        url,
+        "safetensors",
+        storage,
+        (item,),
+        tensors,
+        weights_among(tensors),
+        notes=("a safetensors file records no checksums",),
+    )
 
 
 def read_header(url: str, storage: Storage, key: str, size_bytes: int) -> tuple[dict[str, Any], int]:

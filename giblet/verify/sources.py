@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from giblet.storage.base import Storage
 from giblet.verify.crc import CRC32C, Checksum
 from giblet.verify.statistics import Array, NumberFormat, number_format
 
+WEIGHTS = "model."
 Kind = Literal["giblet", "safetensors", "torch", "dcp"]
 
 
@@ -92,6 +93,8 @@ class Source:
     storage: Storage
     objects: tuple[StoredObject, ...]
     tensors: Mapping[str, TensorRecord]
+    weights: Mapping[str, str]
+    """The tensors that are the model's: their name → its name in the model's state dict."""
     state: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     step: int | None = None
@@ -99,6 +102,16 @@ class Source:
     missing: tuple[str, ...] = ()
     """Objects that were found missing while their contents were to be listed."""
     manifest: Any = None
+    place: str = ""
+    """The folder of its manifest, relative to the store, with a slash at the end."""
+
+
+def weights_among(names: Iterable[str]) -> dict[str, str]:
+    """Which tensors are the model's: those under `model.` where there are any, else all but the optimizer's."""
+    listed = list(names)
+    if any(name.startswith(WEIGHTS) for name in listed):
+        return {name: name.removeprefix(WEIGHTS) for name in listed if name.startswith(WEIGHTS)}
+    return {name: name for name in listed if not name.startswith("optim")}
 
 
 class Reader:

@@ -40,28 +40,31 @@ def open_torch(url: str, storage: Storage, key: str) -> Source:
     if info is None:
         raise CheckpointError(f"{url}: there is no such file", remedy="check the address")
     archive = read_archive(url, storage, key, 0, info.size_bytes)
-    stubs, state = {}, {}
+    stubs, state, weights = {}, {}, {}
+    contained = isinstance(archive.tree, dict) and any(name in archive.tree for name in _WEIGHTS)
     for path, leaf in leaves(archive.tree, url):
         name = tensor_name(path)
-        if isinstance(leaf, TensorStub):
-            stubs[name] = leaf
-        else:
+        if not isinstance(leaf, TensorStub):
             state[".".join(path)] = leaf
+            continue
+        stubs[name] = leaf
+        if not contained or path[0] in _WEIGHTS:
+            weights[name] = name
     if not stubs:
         raise CheckpointError(f"{url}: holds no tensors", remedy="name a checkpoint")
     tensors, objects, notes = place_tensors(url, archive, stubs)
     step = state.get("global_step", state.get("step"))
-    contents = _contents(archive.tree)
-    summary = {"contents": contents, **{k: v for k, v in state.items() if "." not in k and _is_plain(v)}}
+    plain = {name: value for name, value in state.items() if "." not in name and _is_plain(value)}
     return Source(
-        url,
-        "torch",
-        storage,
-        objects,
-        tensors,
-        state=summary,
-        notes=notes,
+        url=url,
+        kind="torch",
+        storage=storage,
+        objects=objects,
+        tensors=tensors,
+        weights=weights,
+        state={"contents": _contents(archive.tree), **plain},
         step=step if isinstance(step, int) else None,
+        notes=notes,
     )
 
 
