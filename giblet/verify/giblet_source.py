@@ -10,7 +10,7 @@ from giblet.checkpoint.layout import CheckpointRef, run_key
 from giblet.checkpoint.manifest import Manifest
 from giblet.errors import CheckpointError
 from giblet.storage.base import Storage
-from giblet.verify.sources import Chunk, Source, StoredObject, TensorRecord, weights_among
+from giblet.verify.sources import Chunk, DamagedError, Source, StoredObject, TensorRecord, weights_among
 
 
 def open_giblet(url: str, storage: Storage, manifest_key: str) -> Source:
@@ -21,7 +21,10 @@ def open_giblet(url: str, storage: Storage, manifest_key: str) -> Source:
         raise CheckpointError(
             f"{url}: there is no manifest, so that no checkpoint was committed here", remedy="name another"
         ) from None
-    manifest = Manifest.parse(data, f"{url.rstrip('/')}")
+    try:
+        manifest = Manifest.parse(data, url)
+    except CheckpointError as error:
+        raise DamagedError(error.message, remedy=error.remedy) from None
     prefix = manifest_key.rpartition("/")[0] + "/" if "/" in manifest_key else ""
     chunks: dict[str, list[Chunk]] = {item.key: [] for item in manifest.objects}
     for name, _, chunk in manifest.chunks():

@@ -11,7 +11,7 @@ from typing import Any
 
 from giblet.errors import CheckpointError
 from giblet.storage.base import Storage
-from giblet.verify.sources import Chunk, Source, StoredObject, TensorRecord, weights_among
+from giblet.verify.sources import Chunk, DamagedError, Source, StoredObject, TensorRecord, weights_among
 from giblet.verify.statistics import number_format
 
 MAX_HEADER_BYTES = 100_000_000
@@ -47,6 +47,8 @@ def read_header(url: str, storage: Storage, key: str, size_bytes: int) -> tuple[
     """The JSON header and where the data begin."""
     fault = CheckpointError(f"{url}: not a safetensors file: its header cannot be read", remedy="is it whole?")
     length = int.from_bytes(storage.get(key, 0, min(8, size_bytes)), "little")
+    if size_bytes >= 8 and size_bytes - 8 < length <= MAX_HEADER_BYTES and storage.get(key, 8, 9) == b"{":
+        raise DamagedError(f"{url}: cut short within its header, at {size_bytes:,} bytes")
     if size_bytes < 8 or length > min(MAX_HEADER_BYTES, size_bytes - 8):
         raise fault
     try:

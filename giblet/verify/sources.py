@@ -24,6 +24,10 @@ WEIGHTS = "model."
 Kind = Literal["giblet", "safetensors", "torch", "dcp"]
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint is here, and so damaged that its contents cannot be listed: that is a verdict, not an error."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
     """What the file says of a tensor: torch's name of its dtype (`float32`), and its global shape."""
@@ -101,6 +105,8 @@ class Source:
     notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     """Objects that were found missing while their contents were to be listed."""
+    unordered: frozenset[str] = frozenset()
+    """Tensors whose bytes are not in the order of their shape (transposed views, and views with gaps)."""
     manifest: Any = None
     place: str = ""
     """The folder of its manifest, relative to the store, with a slash at the end."""

@@ -16,7 +16,7 @@ from typing import IO, Any
 from giblet.errors import CheckpointError
 from giblet.storage.base import Storage
 from giblet.verify.crc import CRC32
-from giblet.verify.sources import Chunk, ObjectFile, Source, StoredObject, TensorRecord
+from giblet.verify.sources import Chunk, DamagedError, ObjectFile, Source, StoredObject, TensorRecord
 from giblet.verify.statistics import number_format
 from giblet.verify.unpickle import TensorStub, leaves, loads
 
@@ -65,6 +65,7 @@ def open_torch(url: str, storage: Storage, key: str) -> Source:
         state={"contents": _contents(archive.tree), **plain},
         step=step if isinstance(step, int) else None,
         notes=notes,
+        unordered=frozenset(name for name, stub in stubs.items() if not _row_major(stub)),
     )
 
 
@@ -98,7 +99,7 @@ def read_archive(url: str, storage: Storage, key: str, begin: int, size: int) ->
                 if name.startswith(f"{folder}data/")
             }
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, OverflowError) as error:
-        raise CheckpointError(f"{url}: a damaged zip file: {error}", remedy="is it whole?") from None
+        raise DamagedError(f"{url}: a damaged zip file: {error}", remedy="is it whole?") from None
     return Archive(tree, storages)
 
 
@@ -114,11 +115,11 @@ def _member(url: str, file: IO[bytes], key: str, begin: int, size: int, member: 
     file.seek(member.header_offset)
     header = file.read(_LOCAL_HEADER_BYTES)
     if len(header) != _LOCAL_HEADER_BYTES or header[:4] != b"PK\x03\x04":
-        raise CheckpointError(f"{url}: a damaged zip file: no header before {member.filename}", remedy="is it whole?")
+        raise DamagedError(f"{url}: a damaged zip file: no header before {member.filename}", remedy="is it whole?")
     names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     start = member.header_offset + _LOCAL_HEADER_BYTES + names
     if start + member.file_size > size:
-        raise CheckpointError(f"{url}: a damaged zip file: {member.filename} reaches beyond its end")
+        raise DamagedError(f"{url}: a damaged zip file: {member.filename} reaches beyond its end")
     return StoredObject(
         key, member.file_size, (), crc=member.CRC, checksum=CRC32, begin=begin + start, whole=False,
         label=f"{url.rpartition('/')[2]}:{member.filename}",
@@ -158,6 +159,15 @@ def _filled(archive: Archive, chunks: Mapping[str, list[Chunk]]) -> Iterator[Sto
             item.key, item.size_bytes, tuple(chunks.get(key, ())), item.crc, item.checksum, item.begin,
             whole=False, label=item.label,
         )  # fmt: skip
+
+
+def _row_major(stub: TensorStub) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(stub.shape), reversed(stub.stride), strict=True):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _span(stub: TensorStub) -> int:

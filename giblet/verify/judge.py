@@ -1,0 +1,193 @@
+"""`verify`: read every byte back, judge, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from giblet.config.schema import GibletConfig
+from giblet.data.hrf import canonical_kernel
+from giblet.models.build import Dimensions
+from giblet.storage import Storage
+from giblet.telemetry.logs import get_logger
+from giblet.telemetry.metrics import Metrics
+from giblet.telemetry.progress import progress
+from giblet.verify.checks import Evidence, complete, dead, finite, magnitude, structure
+from giblet.verify.consistency import consistent
+from giblet.verify.expectation import Expectation
+from giblet.verify.opening import checkpoint_ref, open_source
+from giblet.verify.report import VERDICT_NUMBERS, Check, Group, Report
+from giblet.verify.restoring import restoring_checks
+from giblet.verify.sources import DamagedError, Source
+from giblet.verify.stream import StreamResult, stream
+
+log = get_logger(__name__)
+
+
+def verify(
+    url: str,
+    *,
+    storage: Storage | None = None,
+    config: GibletConfig | None = None,
+    restore: bool = False,
+    dataset: str | Path | None = None,
+    device: str = "cpu",
+    metrics: Metrics | None = None,
+) -> Report:
+    """Judge the checkpoint at `url`: a run (its newest), a checkpoint's folder or manifest, or another tool's file.
+
+    `config` is what the checkpoint should match (None: the one recorded in it). `restore` also loads it into the model
+    and scores it on `dataset` (None: the prepared dataset that it names, where it is on this machine). Memory stays
+    under 600 MB unless `restore` is asked for.
+
+    Raises `CheckpointError` if there is no checkpoint or it is refused, and storage's own errors: then nothing was
+    judged.
+    """
+    begun = time.perf_counter()
+    try:
+        source = open_source(url, storage, config.checkpoint if config is not None else None)
+    except DamagedError as error:
+        return _unlistable(url, error, time.perf_counter() - begun)
+    config = config if config is not None else recorded_config(source)
+    limit = (config or GibletConfig()).verify.magnitude_limit
+    total = sum(item.size_bytes for item in source.objects)
+    with progress("verify", total=total, unit="bytes") as bar:
+        result = stream(source, limit, bar=bar)
+    evidence = gather(source, result, config, limit)
+    checks = [check(evidence) for check in (complete, structure, finite, magnitude, dead, consistent)]
+    scores: dict[str, float] = {}
+    if restore:
+        facts = _facts(source.state, config)
+        more, scores = restoring_checks(evidence, *facts, dataset, device)
+        checks += more
+    else:
+        checks += [Check(name, "skipped", "not asked for (verify.restore)") for name in ("restores", "scores")]
+    ref = checkpoint_ref(source)
+    report = Report(
+        url=source.url,
+        kind=source.kind,
+        step=source.step,
+        checks=tuple(checks),
+        records=source.tensors,
+        statistics=result.statistics,
+        groups=_groups(source, result),
+        bytes_read=result.bytes_read,
+        seconds=time.perf_counter() - begun,
+        run=ref.run if ref is not None else None,
+        attempt=ref.attempt if ref is not None else None,
+        notes=source.notes,
+        scores=scores,
+        state={name: value for name, value in source.state.items() if name not in ("config", "history")},
+        judged_unix_seconds=time.time(),
+    )
+    _tell(report, metrics)
+    return report
+
+
+def gather(source: Source, result: StreamResult, config: GibletConfig | None, limit: float) -> Evidence:
+    """All that the checks look at."""
+    dimensions, kernel = _facts(source.state, config)
+    schedule = source.state.get("schedule")
+    steps = schedule.get("steps_per_epoch") if isinstance(schedule, Mapping) else None
+    return Evidence(
+        source=source,
+        result=result,
+        expectation=Expectation.of(config, dimensions, source.step, kernel),
+        config=config,
+        magnitude_limit=limit,
+        steps_per_epoch=steps if isinstance(steps, int) else None,
+    )
+
+
+def recorded_config(source: Source) -> GibletConfig | None:
+    """The configuration in the checkpoint's own state, or in the run's `run.json`; None where there is none."""
+    for candidate in (source.state.get("config"), source.config):
+        if isinstance(candidate, Mapping):
+            try:
+                return GibletConfig.model_validate(dict(candidate))
+            except ValidationError:
+                continue
+    return None
+
+
+def _facts(state: Mapping[str, Any], config: GibletConfig | None) -> tuple[Dimensions | None, torch.Tensor | None]:
+    """The data's dimensions and the haemodynamic kernel, from what training recorded of its dataset."""
+    recorded = state.get("dataset")
+    if not isinstance(recorded, Mapping):
+        return None, None
+    widths = recorded.get("dimensions")
+    dimensions = None
+    if isinstance(widths, Mapping):
+        names = {"height": "video_height", "width": "video_width"}
+        try:
+            dimensions = Dimensions(**{names.get(str(name), str(name)): int(value) for name, value in widths.items()})
+        except (TypeError, ValueError):
+            dimensions = None
+    tr_seconds = recorded.get("tr_seconds")
+    if config is None or config.data.hrf.kind == "none" or not isinstance(tr_seconds, (int, float)) or tr_seconds <= 0:
+        return dimensions, None
+    kernel = canonical_kernel(float(tr_seconds), config.data.hrf.duration_seconds)
+    return dimensions, torch.as_tensor(kernel, dtype=torch.float32)
+
+
+def _groups(source: Source, result: StreamResult) -> dict[str, Group]:
+    members: dict[str, list[str]] = {}
+    for name in source.tensors:
+        kind = "model" if name in source.weights else "optimizer" if name.startswith("optim") else "other"
+        members.setdefault(kind, []).append(name)
+    return {kind: _group(source, result, names) for kind, names in members.items()}
+
+
+def _group(source: Source, result: StreamResult, names: list[str]) -> Group:
+    found = [result.statistics[name] for name in names]
+    return Group(
+        tensors=len(names),
+        elements=sum(source.tensors[name].elements for name in names),
+        nan_elements=sum(one.nan for one in found),
+        inf_elements=sum(one.inf for one in found),
+        zero_elements=sum(one.zero for one in found),
+        over_limit_elements=sum(one.over_limit for one in found),
+        zero_tensors=tuple(name for name, one in zip(names, found, strict=True) if one.all_zero),
+    )
+
+
+def _unlistable(url: str, error: DamagedError, seconds: float) -> Report:
+    """A checkpoint that is there, and so damaged that its contents cannot be listed."""
+    skipped = [
+        Check(name, "skipped", "its contents cannot be listed")
+        for name in ("structure", "finite", "magnitude", "dead", "consistent", "restores", "scores")
+    ]
+    checks = (Check("complete", "failed", error.message), *skipped)
+    return Report(url, "unknown", None, checks, {}, {}, {}, 0, seconds, judged_unix_seconds=time.time())
+
+
+def _tell(report: Report, metrics: Metrics | None) -> None:
+    failed = [check.name for check in report.checks if check.status == "failed"]
+    say = log.error if failed else log.info
+    say(
+        "verified",
+        verdict=report.verdict,
+        url=report.url,
+        step=report.step,
+        gigabytes=round(report.bytes_read / 1e9, 3),
+        seconds=round(report.seconds, 2),
+        **({"failed": ",".join(failed)} if failed else {}),
+    )
+    if metrics is None:
+        return
+    metrics.set("verify_verdict", VERDICT_NUMBERS[report.verdict])
+    metrics.set("verify_tensors", len(report.records))
+    metrics.set("verify_elements", sum(record.elements for record in report.records.values()))
+    metrics.set("verify_nan_elements", report.total("nan"))
+    metrics.set("verify_inf_elements", report.total("inf"))
+    metrics.set("verify_zero_tensors", len(report.zero_tensors))
+    metrics.add("verify_bytes_total", report.bytes_read)
+    metrics.set("verify_seconds", report.seconds)
+    if report.exit_code == 0 and report.step is not None:
+        metrics.set("verify_verified_step", report.step)
+        metrics.set("verify_verified_timestamp_seconds", report.judged_unix_seconds)
