@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -17,6 +18,11 @@ CODE_FEATURES = 16
 """Width of a code position's features in the classifying audio head."""
 
 
+def _fill_normal(weight: Tensor, std: float) -> None:
+    if not weight.is_meta:  # there it would only import the compiler, which takes seconds
+        nn.init.normal_(weight, std=std)
+
+
 class AudioCodebook(nn.Module):
     """Features of each code position → logits over the codes of its codebook, shared along time."""
 
@@ -24,7 +30,7 @@ class AudioCodebook(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(codebooks, CODE_FEATURES, CODES))
         self.bias = nn.Parameter(torch.zeros(codebooks, 1, CODES))
-        nn.init.normal_(self.weight, std=CODE_FEATURES**-0.5)
+        _fill_normal(self.weight, CODE_FEATURES**-0.5)
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, Q, A, CODE_FEATURES) → logits (n, Q, A, CODES), laid out codebook by codebook."""
@@ -73,7 +79,7 @@ class Decoder(nn.Module):
         self.audio_codebook = AudioCodebook(self.audio_shape[0]) if classify else None
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                _fill_normal(module.weight, math.sqrt(2.0 / module.out_features))  # Kaiming normal, fan_out
                 nn.init.zeros_(module.bias)
 
     def forward(self, bottleneck: Tensor) -> dict[str, Tensor]:

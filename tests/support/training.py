@@ -9,19 +9,7 @@ from typing import Any
 import torch
 
 from giblet.config import GibletConfig, load_config_data
-
-SMALL_MODEL = {
-    "video_hidden": [16, 12, 8],
-    "audio_hidden": [12, 8],
-    "text_hidden": [12, 8],
-    "encoder_hidden": [24, 20],
-    "bottleneck": 10,
-    "voxel_hidden": 16,
-    "decoder_hidden": [18, 16, 14, 12],
-    "video_decoder_hidden": [12, 14],
-    "audio_decoder_hidden": [12, 14],
-    "text_decoder_hidden": [12, 10],
-}
+from tests.support.model import WIDTHS
 
 
 def small_config(**sections: dict[str, Any]) -> GibletConfig:
@@ -29,7 +17,7 @@ def small_config(**sections: dict[str, Any]) -> GibletConfig:
     tree: dict[str, Any] = {
         "run": {"name": "small", "seed": 3},
         "data": {"segment_trs": 8},
-        "model": dict(SMALL_MODEL),
+        "model": dict(WIDTHS),
         "training": {
             "epochs": 3, "device": "cpu", "precision": "fp32", "global_batch_samples": 4, "micro_batch_samples": 1,
             "learning_rate": 3e-3, "warmup_steps": 2, "patience_epochs": 0,
