@@ -88,6 +88,11 @@ def verified_key(run: str) -> str:
     return f"runs/{run}/verified.json"
 
 
+def best_key(run: str) -> str:
+    """The pointer to the checkpoint with the best validation score."""
+    return f"runs/{run}/best.json"
+
+
 def shard_name(rank: int) -> str:
     """A rank's file within a checkpoint."""
     return f"rank-{rank:05d}.safetensors"

@@ -77,7 +77,11 @@ class TensorRecord(_Record):
 
 
 class Manifest(_Record):
-    """A committed checkpoint. `state` is decoded; see `exact_json` for how it is written."""
+    """A committed checkpoint.
+
+    `values` are what a foreign DCP state dict holds beside tensors, `paths` DCP's way back from flat to nested names,
+    `state` giblet's own: all decoded here; `exact_json` says how they are written.
+    """
 
     format: Literal["giblet.checkpoint/1"] = FORMAT
     manifest_crc32c: Crc = _UNSEALED
@@ -92,6 +96,7 @@ class Manifest(_Record):
     objects: Annotated[tuple[ObjectRecord, ...], Field(strict=False)]
     tensors: dict[str, TensorRecord]
     values: dict[str, Any] = Field(default_factory=dict)
+    paths: dict[str, Any] = Field(default_factory=dict)
     state: Any = None
 
     @property
@@ -111,10 +116,11 @@ class Manifest(_Record):
 
     def dump(self) -> bytes:
         """The bytes of `MANIFEST.json`, sealed with their own CRC-32C."""
-        tree = self.model_dump(mode="json", exclude={"values", "state"})
+        tree = self.model_dump(mode="json", exclude={"values", "paths", "state"})
         tree["manifest_crc32c"] = _UNSEALED
-        tree["values"] = {name: exact_json.encode(value) for name, value in self.values.items()}
-        data = exact_json.dumps_plain({**tree, "state": exact_json.encode(self.state)})
+        for name in ("values", "paths", "state"):
+            tree[name] = exact_json.encode(getattr(self, name))
+        data = exact_json.dumps_plain(tree)
         at = data.index(_SEAL) + len(_SEAL)
         return data[:at] + crc_text(google_crc32c.value(data)).encode() + data[at + 8 :]
 

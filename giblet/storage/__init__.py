@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+
 from giblet.config.schema import CheckpointConfig
 from giblet.storage.base import Cleanable, ObjectInfo, PreconditionFailedError, Storage
 from giblet.storage.local import LocalStorage
@@ -17,6 +19,7 @@ __all__ = [
     "ObjectInfo",
     "PreconditionFailedError",
     "Storage",
+    "as_storage",
     "open_storage",
 ]
 
@@ -33,3 +36,8 @@ def open_storage(url: str, config: CheckpointConfig | None = None) -> Storage:
     from giblet.storage.s3 import S3Storage  # boto3 takes a third of a second to import
 
     return S3Storage.open(url, config if config is not None else CheckpointConfig())
+
+
+def as_storage(location: str | os.PathLike[str] | Storage, config: CheckpointConfig | None = None) -> Storage:
+    """`location` itself if it is a store, else the store at that address."""
+    return open_storage(os.fspath(location), config) if isinstance(location, str | os.PathLike) else location

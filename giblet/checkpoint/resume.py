@@ -1,0 +1,128 @@
+"""Finding the checkpoint to go on from: the newest whose objects are all there, bad ones set aside by a marker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from giblet.checkpoint import exact_json, layout
+from giblet.checkpoint.layout import CheckpointRef
+from giblet.checkpoint.manifest import Manifest
+from giblet.checkpoint.reader import read_manifest
+from giblet.errors import CheckpointError
+from giblet.storage import ObjectInfo, PreconditionFailedError, Storage
+from giblet.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Found:
+    """What a listing shows of one attempt at a checkpoint."""
+
+    ref: CheckpointRef
+    sizes: dict[str, int] = field(default_factory=dict)
+    committed_unix_seconds: float | None = None
+
+    @property
+    def committed(self) -> bool:
+        """It has a manifest."""
+        return layout.MANIFEST in self.sizes
+
+    @property
+    def quarantined(self) -> bool:
+        """Somebody found it bad."""
+        return layout.QUARANTINE in self.sizes
+
+    @property
+    def size_bytes(self) -> int:
+        """All its objects."""
+        return sum(self.sizes.values())
+
+
+def survey(storage: Storage, run: str) -> list[Found]:
+    """Every attempt under a run, oldest first, from one listing."""
+    return group_by_attempt(storage.list(layout.checkpoints_prefix(run)), run)
+
+
+def group_by_attempt(infos: Iterable[ObjectInfo], run: str) -> list[Found]:
+    """The objects of a listing, put together again."""
+    found: dict[CheckpointRef, Found] = {}
+    for info in infos:
+        folder, _, name = info.key.rpartition("/")
+        ref = CheckpointRef.of_manifest_key(f"{folder}/{layout.MANIFEST}")
+        if ref is None or ref.run != run:
+            continue
+        entry = found.setdefault(ref, Found(ref))
+        entry.sizes[name] = info.size_bytes
+        if name == layout.MANIFEST:
+            entry.committed_unix_seconds = info.modified_unix_seconds
+    return [found[ref] for ref in sorted(found)]
+
+
+def candidates(storage: Storage, run: str, *, verified_first: bool = False) -> Iterator[tuple[Found, Manifest]]:
+    """Checkpoints that check out by name and size, best choice first; what does not is quarantined on the way.
+
+    Best is the newest, or with `verified_first` the newest that verification accepted, then the newest of the others.
+    """
+    entries = [entry for entry in survey(storage, run) if entry.committed and not entry.quarantined]
+    entries.reverse()
+    if verified_first and (verified := verified_ref(storage, run)) is not None:
+        entries.sort(key=lambda entry: entry.ref != verified)
+    for entry in entries:
+        try:
+            manifest = read_manifest(storage, entry.ref.prefix)
+            _check_sizes(storage, entry, manifest)
+        except CheckpointError as error:
+            quarantine(storage, entry.ref, error.message)
+            continue
+        yield entry, manifest
+
+
+def quarantine(storage: Storage, ref: CheckpointRef, reason: str) -> None:
+    """Mark a checkpoint as bad. Nothing is deleted; who removes the marker makes it eligible again."""
+    log.error("checkpoint quarantined", run=ref.run, step=ref.step, attempt=ref.attempt, reason=reason)
+    body = {"format": "giblet.quarantine/1", "reason": reason, "quarantined_unix_seconds": time.time()}
+    try:
+        storage.put(ref.quarantine_key, exact_json.dumps(body), if_absent=True)
+    except PreconditionFailedError:
+        log.debug("quarantined already", step=ref.step, attempt=ref.attempt)
+
+
+def verified_ref(storage: Storage, run: str) -> CheckpointRef | None:
+    """What `verified.json` points to; None if there is none, or it cannot be read."""
+    return _pointer(storage, layout.verified_key(run), run)
+
+
+def best_ref(storage: Storage, run: str) -> CheckpointRef | None:
+    """What `best.json` points to; None if there is none, or it cannot be read."""
+    return _pointer(storage, layout.best_key(run), run)
+
+
+def pointer_body(ref: CheckpointRef, **more: object) -> bytes:
+    """A pointer to a checkpoint, as `best.json` and `verified.json` hold it."""
+    return exact_json.dumps({"format": "giblet.pointer/1", "step": ref.step, "attempt": ref.attempt, **more})
+
+
+def _pointer(storage: Storage, key: str, run: str) -> CheckpointRef | None:
+    try:
+        body = exact_json.loads(storage.get(key))
+        return CheckpointRef(int(body["step"]), str(body["attempt"]), run)
+    except KeyError:
+        return None
+    except (ValueError, TypeError) as error:
+        log.warning("a pointer cannot be read and is ignored", key=key, error=str(error))
+        return None
+
+
+def _check_sizes(storage: Storage, entry: Found, manifest: Manifest) -> None:
+    where = f"{storage.url}/{entry.ref.prefix}"
+    if (manifest.run, manifest.step, manifest.attempt) != (entry.ref.run, entry.ref.step, entry.ref.attempt):
+        raise CheckpointError(f"{where}: its manifest is of run {manifest.run} step {manifest.step}")
+    for item in manifest.objects:
+        size = entry.sizes.get(item.key)
+        if size is None:
+            raise CheckpointError(f"{where}{item.key}: is not there")
+        if size != item.size_bytes:
+            raise CheckpointError(f"{where}{item.key}: has {size} bytes instead of {item.size_bytes}")

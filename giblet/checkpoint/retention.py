@@ -1,0 +1,73 @@
+"""Which checkpoints stay: the last N, each K-th, the best, the one resumed from, the newest verified, all quarantined.
+
+Runs after a commit only, so that the newest good one is always beyond its reach.
+"""
+
+from __future__ import annotations
+
+from giblet.checkpoint import layout, resume
+from giblet.checkpoint.layout import CheckpointRef
+from giblet.checkpoint.resume import Found
+from giblet.checkpoint.starts import Start
+from giblet.config.schema import CheckpointConfig
+from giblet.storage import Cleanable, Storage
+from giblet.telemetry.logs import get_logger
+
+STALE_UPLOAD_SECONDS = 86400.0
+log = get_logger(__name__)
+
+
+def prune(
+    storage: Storage,
+    run: str,
+    config: CheckpointConfig,
+    *,
+    newest: CheckpointRef,
+    start: Start,
+    best: CheckpointRef | None,
+) -> list[CheckpointRef]:
+    """Delete what retention does not keep, and what killed writers left; returns what it deleted."""
+    found = resume.survey(storage, run)
+    kept = {newest, best, start.resumed_from, resume.verified_ref(storage, run)}
+    doomed = [*superfluous(found, kept, config), *abandoned(found, newest, start.number)]
+    for entry in doomed:
+        remove(storage, entry)
+    if isinstance(storage, Cleanable):
+        storage.clean_unfinished(layout.checkpoints_prefix(run), older_than_seconds=STALE_UPLOAD_SECONDS)
+    return [entry.ref for entry in doomed]
+
+
+def superfluous(found: list[Found], kept: set[CheckpointRef | None], config: CheckpointConfig) -> list[Found]:
+    """Committed checkpoints beyond the last `keep_last`, but for those in `kept` and each `keep_every_steps`-th."""
+    good = [entry for entry in found if entry.committed and not entry.quarantined]
+    every = config.keep_every_steps
+    return [
+        entry
+        for entry in good[: -config.keep_last]
+        if entry.ref not in kept and not (every and entry.ref.step % every == 0)
+    ]
+
+
+def abandoned(found: list[Found], newest: CheckpointRef, start: int) -> list[Found]:
+    """Attempts without a manifest that nobody can complete any more: of an older start, or before our own newest."""
+    return [
+        entry
+        for entry in found
+        if not entry.committed
+        and not entry.quarantined
+        and entry.ref != newest
+        and (number := _start_of(entry.ref)) is not None
+        and number <= start
+    ]
+
+
+def remove(storage: Storage, entry: Found) -> None:
+    """Delete a checkpoint, its manifest first: killed on the way, what is left is no checkpoint."""
+    for name in sorted(entry.sizes, key=lambda name: name != layout.MANIFEST):
+        storage.delete(entry.ref.prefix + name)
+    log.info("checkpoint removed", run=entry.ref.run, step=entry.ref.step, committed=entry.committed)
+
+
+def _start_of(ref: CheckpointRef) -> int | None:
+    text = ref.attempt.partition("-")[0]
+    return int(text) if text.isdigit() else None
