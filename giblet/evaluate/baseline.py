@@ -23,6 +23,8 @@ ALPHAS = np.logspace(-1, 4, 6)
 FOLDS = 4
 RANDOM_BAND_WEIGHTS = 16
 TARGETS_PER_BATCH = 4096
+SMALLEST_BAND_WEIGHT = 1e-6
+"""In place of 0, whose logarithm himalaya takes."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def band_weight_candidates(bands: int, random: int, seed: int) -> NDArray[np.flo
     if bands == 1:
         return even.astype(np.float32)
     drawn = generate_dirichlet_samples(random, bands, concentration=[0.3, 1.0], random_state=seed)
-    return np.concatenate([even, np.eye(bands), np.asarray(drawn)]).astype(np.float32)
+    weights = np.concatenate([even, np.eye(bands), np.asarray(drawn)]).clip(min=SMALLEST_BAND_WEIGHT)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def contiguous_folds(

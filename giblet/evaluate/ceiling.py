@@ -66,7 +66,7 @@ def ceiling_of_true_signal(
 
 
 def ceiling_of_repeats(repeats: Sequence[FloatArray], blocks: NDArray[np.integer]) -> Ceiling:
-    """From at least two showings of the same TRs, each (T,V): sqrt of their mean pairwise correlation, 0 if negative."""
+    """From two or more showings of the same TRs, each (T,V): sqrt of their mean pairwise correlation, 0 if negative."""
     pairs = [(i, j) for i in range(len(repeats)) for j in range(i)]
     rho = np.mean([correlation(repeats[i], repeats[j], blocks) for i, j in pairs], axis=0)
     return Ceiling.of("repeats", np.sqrt(np.maximum(rho, 0.0)))
@@ -74,5 +74,5 @@ def ceiling_of_repeats(repeats: Sequence[FloatArray], blocks: NDArray[np.integer
 
 def ceiling_of_others(bold: FloatArray, others: Sequence[FloatArray], blocks: NDArray[np.integer]) -> Ceiling:
     """From the other subjects' BOLD of the same TRs, each (T,V) on the same mask: r with their mean, 0 if negative."""
-    mean = np.mean(np.stack(others), axis=0, dtype=np.float64)
+    mean = np.asarray(np.mean(np.stack(others), axis=0, dtype=np.float64))
     return Ceiling.of("inter-subject", np.maximum(correlation(mean, bold, blocks), 0.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel
 import numpy as np
@@ -17,8 +17,8 @@ class MaskSpace:
     """A subject's mask: which voxel of the volume is which column of the data (C order, as nilearn and numpy index)."""
 
     def __init__(self, path: Path, voxels: int) -> None:
-        self.image: Any = nibabel.load(path)
-        self.mask: NDArray[np.bool_] = np.asarray(self.image.dataobj) > 0
+        self.image = cast(Any, nibabel.load(path))
+        self.mask: NDArray[np.bool_] = np.asarray(self.image.get_fdata(dtype=np.float32)) > 0
         if int(self.mask.sum()) != voxels:
             raise DataError(
                 f"{path} has {int(self.mask.sum())} voxels, the dataset {voxels}",

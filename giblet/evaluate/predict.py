@@ -52,7 +52,7 @@ class Reconstruction:
     def add(self, outputs: dict[str, torch.Tensor], batch: Batch, rows: NDArray[np.bool_]) -> None:
         """Add the `rows` (N,) of a batch."""
         seen = rows & batch.video_mask.any(dim=1).numpy()
-        wanted = target_frame(batch).numpy()[seen].astype(np.float64)
+        wanted = pictures_of(batch).numpy()[seen].astype(np.float64)
         rebuilt = outputs["video_recon"].float().numpy()[seen]
         self.squared_error += float(np.square(rebuilt - wanted).sum())
         self.squared_error_of_mean += float(np.square(self.means.frame - wanted).sum())
@@ -99,6 +99,11 @@ def number(value: Any) -> float | None:
     """A finite float, or None: what JSON can say."""
     value = float(value)
     return value if np.isfinite(value) else None
+
+
+def pictures_of(batch: Batch) -> torch.Tensor:
+    """The picture to rebuild of each row of a batch, (N, H·W·3) in [0, 1]."""
+    return target_frame(scaled_video(batch.video), batch.video_mask)
 
 
 def context_trs(model: MultimodalAutoencoder) -> int:
@@ -157,9 +162,7 @@ def predict_presentation(
         reconstruction.add(outputs, batch, scored)
         for tr in sorted(picture_trs & set(range(trs.start, trs.stop))):
             row = rows.start + tr - trs.start
-            pair = (
-                _picture(frames[row], model.video_shape) for frames in (target_frame(batch), outputs["video_recon"])
-            )
+            pair = (_picture(frames[row], model.video_shape) for frames in (pictures_of(batch), outputs["video_recon"]))
             pictures.append(FramePair(source.id, tr * dataset.manifest.tr_seconds, *pair))
     return bold, pictures
 
@@ -179,7 +182,7 @@ def stimulus_means(dataset: PreparedDataset) -> StimulusMeans:
     for index in range(len(segments)):
         batch = builder.build([index])
         rows = (batch.target_mask & batch.video_mask.any(dim=1)).numpy()
-        total += target_frame(batch).numpy()[rows].sum(axis=0, dtype=np.float64)
+        total += pictures_of(batch).numpy()[rows].sum(axis=0, dtype=np.float64)
         seen += int(rows.sum())
         heard = (batch.audio_mask & batch.target_mask[:, None]).numpy()
         for codebook in range(dimensions.audio_codebooks):
