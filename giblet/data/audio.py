@@ -1,0 +1,200 @@
+"""Sound as EnCodec codes: 24 kHz mono, 75 frames a second, 2 to 32 codebooks by bandwidth.
+
+    processor = AudioProcessor(AudioConfig(weights="encodec_24khz.th"))
+    codes = processor.encode(waveform, sample_rate_hz=44100)      # int16 (Q, frames)
+    codes = processor.encode_film("film.mp4")
+
+Sound of any length is encoded in windows of bounded memory, and the codes are those of the whole at once: the network is
+causal, so each window of the convolutions gets the few samples of the past that they can see, and the LSTM's state
+is carried over. (Float rounding may differ, which can flip a code whose two best entries are equally near.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+import torch
+from av.audio.resampler import AudioResampler
+
+from giblet.config.schema import AudioConfig
+from giblet.data.codec import HOP_SAMPLES, SAMPLE_RATE_HZ, load_codec
+from giblet.data.video import Film, open_film, probe
+from giblet.errors import DataError
+
+Codes = npt.NDArray[np.int16]
+Waveform = npt.NDArray[np.float32]
+
+WINDOW_FRAMES = 750
+"""Ten seconds: the convolutions' largest activation is then 31 MB."""
+
+CONTEXT_FRAMES = 4
+"""The convolutions before the LSTM see 797 samples back (kernels 7, 3, 4, 3, 8, 3, 10, 3, 16 at strides 2, 4, 5, 8)."""
+
+LAST_KERNEL = 7
+GAP_SECONDS = 0.05
+"""A jump of the sound's timestamps beyond this is filled with silence."""
+
+
+class AudioProcessor:
+    """Turns sound into EnCodec codes. Deterministic on one machine for a given number of threads."""
+
+    def __init__(self, config: AudioConfig | None = None) -> None:
+        self.config = config if config is not None else AudioConfig()
+        self._codec = load_codec(self.config)
+
+    @property
+    def codebooks(self) -> int:
+        """Q."""
+        return self.config.codebooks
+
+    def encode(self, waveform: npt.ArrayLike | torch.Tensor, sample_rate_hz: int) -> Codes:
+        """Codes int16 (Q, frames) of a waveform: (samples,), or (channels, samples), which are averaged.
+
+        Integer samples are scaled by their type's range. `frames` is ceil(seconds x 75). Raises `DataError` for an
+        empty or non-finite waveform.
+        """
+        mono = _as_mono(waveform)
+        if sample_rate_hz != SAMPLE_RATE_HZ:
+            mono = np.concatenate([*_resample_array(mono, sample_rate_hz)])
+        frames = math.ceil(len(mono) / HOP_SAMPLES)
+        return np.concatenate([*self.stream([mono], frames)], axis=1)
+
+    def encode_film(self, path: str | Path) -> Codes:
+        """Codes int16 (Q, frames) of a film's first sound track, from its first picture to its last."""
+        film = probe(Path(path))
+        return np.concatenate([*self.stream(film_sound(film), film_frames(film))], axis=1)
+
+    def stream(self, chunks: Iterable[Waveform], frames: int) -> Iterator[Codes]:
+        """Yield codes int16 (Q, at most 750) of 24 kHz mono chunks, `frames` in all.
+
+        What the chunks lack at the end is silence, what they have too much is left out.
+        """
+        windows = _windows(chunks, frames)
+        context = np.zeros(0, np.float32)
+        lstm_state: tuple[torch.Tensor, torch.Tensor] | None = None
+        tail: torch.Tensor | None = None
+        for window in windows:
+            with torch.inference_mode():
+                codes, lstm_state, tail = self._encode_window(context, window, lstm_state, tail)
+            context = window[-CONTEXT_FRAMES * HOP_SAMPLES :]
+            yield codes.numpy().astype(np.int16)
+
+    def _encode_window(
+        self,
+        context: Waveform,
+        window: Waveform,
+        lstm_state: tuple[torch.Tensor, torch.Tensor] | None,
+        tail: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+        hidden = torch.from_numpy(np.concatenate([context, window]))[None, None]
+        for layer in self._codec.before:
+            hidden = layer(hidden)
+        hidden = hidden[..., len(context) // HOP_SAMPLES :].permute(2, 0, 1)
+        recurrent, lstm_state = self._codec.lstm(hidden, lstm_state)
+        features = (recurrent + hidden).permute(1, 2, 0)
+        joined = features if tail is None else torch.cat([tail, features], dim=2)
+        embeddings = joined
+        for layer in self._codec.after:
+            embeddings = layer(embeddings)
+        embeddings = embeddings[..., joined.shape[2] - features.shape[2] :]
+        codes = self._codec.quantize(embeddings, self.config.bandwidth_kbps)
+        return codes, lstm_state, joined[..., -(LAST_KERNEL - 1) :]
+
+
+def film_frames(film: Film) -> int:
+    """Codec frames of a film, from its first picture to its last."""
+    return math.ceil(film.duration * SAMPLE_RATE_HZ / HOP_SAMPLES)
+
+
+def film_sound(film: Film) -> Iterator[Waveform]:
+    """A film's first sound track as 24 kHz mono chunks, on the film's clock (0 at the first picture).
+
+    Raises `DataError` where the film has no sound or it is damaged.
+    """
+    if not film.has_sound:
+        raise DataError(f"{film.path} has no sound", remedy="use a film with a sound track; a silent one would do")
+    resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
+    with open_film(film.path) as container:
+        pictures, stream = container.streams.video[0], container.streams.audio[0]
+        zero = float((pictures.start_time or 0) * (pictures.time_base or 0))
+        position = 0
+        for piece in _resampled(resampler, container.decode(stream)):
+            samples = _samples(piece)
+            at = position
+            if piece.pts is not None and piece.time_base is not None:
+                at = round((float(piece.pts * piece.time_base) - zero) * SAMPLE_RATE_HZ)
+            position, chunk = _aligned(samples, at, position)
+            yield chunk
+
+
+def _resampled(resampler: AudioResampler, frames: Iterable[av.AudioFrame]) -> Iterator[av.AudioFrame]:
+    for frame in frames:
+        yield from resampler.resample(frame)
+    yield from resampler.resample(None)
+
+
+def _samples(frame: av.AudioFrame) -> Waveform:
+    return np.asarray(frame.to_ndarray(), np.float32).reshape(-1)
+
+
+def _aligned(samples: Waveform, at: int, position: int) -> tuple[int, Waveform]:
+    """Samples that should begin at `at` where `position` are there already: padded with silence, or cut."""
+    late = at - position
+    if late > GAP_SECONDS * SAMPLE_RATE_HZ or (position == 0 and late > 0):
+        samples = np.concatenate([np.zeros(late, np.float32), samples])
+    elif position == 0 and late < 0:
+        samples = samples[-late:]
+    return position + len(samples), samples
+
+
+def _windows(chunks: Iterable[Waveform], frames: int) -> Iterator[Waveform]:
+    """Cut chunks of any length into windows of whole frames, `frames` in all, silence at the end."""
+    wanted, held, count = frames * HOP_SAMPLES, [], 0
+    size = WINDOW_FRAMES * HOP_SAMPLES
+    for chunk in chunks:
+        held.append(chunk)
+        count += len(chunk)
+        while count >= size and wanted:
+            joined = np.concatenate(held)
+            take = min(size, wanted)
+            yield joined[:take]
+            wanted -= take
+            held, count = [joined[take:]], len(joined) - take
+        if not wanted:
+            return
+    rest = np.concatenate([*held, np.zeros(0, np.float32)])
+    while wanted:
+        take = min(size, wanted)
+        window = rest[:take]
+        yield np.concatenate([window, np.zeros(take - len(window), np.float32)])
+        rest, wanted = rest[take:], wanted - take
+
+
+def _as_mono(waveform: npt.ArrayLike | torch.Tensor) -> Waveform:
+    values = waveform.detach().cpu().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
+    if np.issubdtype(values.dtype, np.integer):
+        values = values / -float(np.iinfo(values.dtype).min)
+    mono = values.mean(axis=0) if values.ndim == 2 else values
+    if mono.ndim != 1 or not mono.size or not np.isfinite(mono).all():
+        raise DataError(
+            f"a waveform of shape {values.shape} is empty, not finite, or neither (samples,) nor (channels, samples)",
+            remedy="give finite samples, channels first",
+        )
+    return np.ascontiguousarray(mono, np.float32)
+
+
+def _resample_array(mono: Waveform, sample_rate_hz: int) -> Iterator[Waveform]:
+    def frames() -> Iterator[av.AudioFrame]:
+        for start in range(0, len(mono), sample_rate_hz):
+            piece = mono[None, start : start + sample_rate_hz]
+            frame = av.AudioFrame.from_ndarray(piece, format="flt", layout="mono")
+            frame.sample_rate = sample_rate_hz
+            yield frame
+
+    resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
+    yield from map(_samples, _resampled(resampler, frames()))

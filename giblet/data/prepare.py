@@ -1,0 +1,348 @@
+"""From a BIDS folder to a prepared dataset.
+
+    dataset = prepare(config.data)
+
+Inputs and settings are hashed first: a dataset of the same hash is simply opened. Otherwise each film is decoded once,
+its pictures and its sound at the same time, whoever saw it; what was finished before a crash is not done again, and the
+result is the same bytes. Memory does not grow with the films.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from giblet.config.schema import DataConfig
+from giblet.data import bold, text
+from giblet.data.audio import AudioProcessor, film_frames, film_sound
+from giblet.data.bids import annotation_file, find_masks, find_runs, read_annotations
+from giblet.data.grid import Layout, repeat_last, stimulus_mask
+from giblet.data.manifest import ArrayFile
+from giblet.data.plan import Plan, PlannedPresentation, make_plan
+from giblet.data.prepared import PreparedDataset, file_sha256
+from giblet.data.provenance import Inputs, gather_inputs
+from giblet.data.report import array_name, build_manifest
+from giblet.data.video import sample_pictures
+from giblet.data.workspace import Workspace, flush, full_disk_is_an_error_of_ours
+from giblet.errors import ConfigError, DataError, OutOfSpaceError
+from giblet.telemetry.logs import get_logger
+from giblet.telemetry.progress import Bar, progress
+
+PIECE_SECONDS = 60
+"""So much of a film's pictures is redone at most after a crash."""
+
+AUDIO_WORK, VOLUME_WORK = 1.0, 0.05
+"""Work of a second of sound and of a volume of BOLD, beside that of a second of pictures: for the estimate only."""
+
+log = get_logger(__name__)
+Array = npt.NDArray[Any]
+
+
+def prepare(config: DataConfig, *, cache_dir: str | Path | None = None) -> PreparedDataset:
+    """Prepare the dataset that `config` describes under `cache_dir` (`config.cache_dir` if None), or open it.
+
+    Raises `ConfigError` where no BIDS folder is named, `DataError` for bad inputs, `DependencyError` for missing
+    models, `OutOfSpaceError` for a full disk.
+    """
+    if config.bids is None:
+        raise ConfigError("data.bids is not set", remedy="name the BIDS folder to prepare from")
+    where = Path(cache_dir if cache_dir is not None else config.cache_dir)
+    folder = find_runs(config.bids, config.task, config.subjects)
+    inputs = gather_inputs(folder, config)
+    workspace = Workspace(where, inputs.content_hash)
+    with full_disk_is_an_error_of_ours(where), workspace.locked():
+        if workspace.final.exists():
+            log.info("prepared already", dataset=workspace.final)
+        else:
+            _Preparation(make_plan(folder, config), config, inputs, workspace).run()
+    return PreparedDataset.open(workspace.final)
+
+
+class _Preparation:
+    """One dataset in the making: its parts, each of which picks up where its record says."""
+
+    def __init__(self, plan: Plan, config: DataConfig, inputs: Inputs, workspace: Workspace) -> None:
+        self.plan, self.config, self.inputs, self.workspace = plan, config, inputs, workspace
+        self._stop = threading.Event()
+        self._bar_lock = threading.Lock()
+        self._bar: Bar | None = None
+        self._text_dimension = 0
+
+    def run(self) -> None:
+        """Make every part, then the manifest."""
+        workspace, plan = self.workspace, self.plan
+        workspace.begin()
+        self._check_room()
+        self._encoder = text.SentenceEncoder(self.config.text)
+        self._text_dimension = text.text_dimension(self.config.text, self._encoder.dimension)
+        self._allocate()
+        seconds = sum(float(film.duration) for film in plan.films.values())
+        scanned = sum(p.grid.trs for p in plan.presentations for _ in p.scans)
+        films = list(enumerate(plan.films))
+        with progress("prepare", total=seconds * (1 + AUDIO_WORK) + scanned * VOLUME_WORK, unit="s") as self._bar:
+            self._in_parallel(
+                [
+                    lambda: self._each(self._audio, films),
+                    lambda: self._each(self._video, films),
+                    lambda: self._each(self._bold, [(subject,) for subject in self._subjects()]),
+                    self._text,
+                ]
+            )
+        log.info("statistics and hashes")
+        self._fill_and_mask()
+        manifest = build_manifest(
+            plan,
+            self.config,
+            self.inputs,
+            self._subjects(),
+            self._text_dimension,
+            entry=self._entry,
+            load=lambda name: np.load(workspace.folder / f"{name}.npy", mmap_mode="r"),
+            notes=self._bold_notes(),
+        )
+        log.info("prepared", dataset=workspace.finish(manifest))
+
+    def _subjects(self) -> list[str]:
+        return [f"sub-{subject}" for subject in self.plan.bids.subjects]
+
+    def _each(self, work: Callable[..., None], items: Iterable[Sequence[Any]]) -> None:
+        for item in items:
+            work(*item)
+
+    def _in_parallel(self, jobs: Sequence[Callable[[], None]]) -> None:
+        """Run jobs in threads; the first failure stops the others at their next piece and is raised."""
+        with ThreadPoolExecutor(len(jobs), "prepare") as pool:
+            futures: list[Future[None]] = [pool.submit(job) for job in jobs]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:
+                if not all(future.done() and future.exception() is None for future in futures):
+                    self._stop.set()
+        failures = [error for future in futures if (error := future.exception()) is not None]
+        for error in failures:
+            if not isinstance(error, _StoppedElsewhereError):
+                raise error
+
+    def _advance(self, amount: float) -> None:
+        if self._stop.is_set():
+            raise _StoppedElsewhereError
+        with self._bar_lock:
+            if self._bar is not None:
+                self._bar.advance(amount)
+
+    # ------------------------------------------------------------------ arrays
+
+    def _array(self, presentation: int, name: str) -> Array:
+        plan, trs = self.plan, self.plan.presentations[presentation].grid.trs
+        size = self.config.video
+        shapes: dict[str, tuple[tuple[int, ...], str]] = {
+            "video": ((trs, plan.video_frames, size.height, size.width, 3), "uint8"),
+            "video_mask": ((trs, plan.video_frames), "bool"),
+            "audio": ((trs, self.config.audio.codebooks, plan.audio_frames), "int16"),
+            "audio_mask": ((trs, plan.audio_frames), "bool"),
+            "text": ((trs, self._text_dimension), "float16"),
+            "text_mask": ((trs,), "bool"),
+            "stimulus_mask": ((trs,), "bool"),
+        }
+        return self.workspace.array(array_name(presentation, name), *shapes[name])
+
+    def _allocate(self) -> None:
+        """Claim the disk for all stimulus arrays, so that a full one is found now."""
+        for index in range(len(self.plan.presentations)):
+            for name in ("video", "video_mask", "audio", "audio_mask", "text", "text_mask", "stimulus_mask"):
+                self._array(index, name)
+
+    def _check_room(self) -> None:
+        """Refuse to start where the disk cannot hold the largest arrays."""
+        size = self.config.video
+        frame = size.height * size.width * 3
+        needed = sum(p.grid.trs * self.plan.video_frames * frame for p in self.plan.presentations)
+        there = sum(path.stat().st_blocks * 512 for path in self.workspace.folder.rglob("video.npy"))
+        free = shutil.disk_usage(self.workspace.folder).free
+        if needed - there > free:
+            raise OutOfSpaceError(
+                f"the pictures alone need {(needed - there) / 2**20:.0f} MiB, and {self.workspace.folder} has "
+                f"{free / 2**20:.0f} MiB left",
+                remedy="free some space, set data.cache_dir to a larger disk, or lower data.video.height and width",
+            )
+
+    def _entry(self, name: str) -> ArrayFile:
+        path = self.workspace.folder / f"{name}.npy"
+        array = np.load(path, mmap_mode="r")
+        return ArrayFile(file=f"{name}.npy", shape=array.shape, dtype=str(array.dtype), sha256=file_sha256(path))
+
+    def _showings(self, film: Path, layout: Callable[[PlannedPresentation], Layout]) -> list[tuple[int, Any]]:
+        """Where a film's samples go: (presentation, placement) of each showing with any in the scan."""
+        return [
+            (index, placement)
+            for index, presentation in enumerate(self.plan.presentations)
+            for shown, placement in zip(presentation.films, layout(presentation).placements, strict=True)
+            if shown == film and len(placement.tr)
+        ]
+
+    # ------------------------------------------------------------------- parts
+
+    def _video(self, number: int, path: Path) -> None:
+        """A film's pictures, into every presentation that shows it, recorded every so often."""
+        film, part = self.plan.films[path], f"video-{number:03d}"
+        targets = [(self._array(index, "video"), placement) for index, placement in self._showings(path, _video_layout)]
+        if not targets:
+            return
+        stop = max(placement.stop for _, placement in targets)
+        k = self.workspace.state(part).get("next", min(placement.first for _, placement in targets))
+        step = float(self.config.video.frame_skip / film.fps)
+        self._advance(k * step)
+        piece = max(round(PIECE_SECONDS / step), 1)
+        size = self.config.video
+        pictures = sample_pictures(
+            film, frame_skip=size.frame_skip, first=k, stop=stop, height=size.height, width=size.width
+        ) if k < stop else ()  # fmt: skip
+        for k, picture in pictures:
+            for array, placement in targets:
+                if placement.first <= k < placement.stop:
+                    at = k - placement.first
+                    array[placement.tr[at], placement.slot[at]] = picture
+            self._advance(step)
+            if (k + 1) % piece == 0 or k + 1 == stop:
+                flush(*(array for array, _ in targets))
+                self.workspace.record(part, {"next": k + 1})
+
+    def _audio(self, number: int, path: Path) -> None:
+        """A film's sound as codes, kept whole beside the records, then into every presentation that shows it."""
+        film, part = self.plan.films[path], f"audio-{number:03d}"
+        state = self.workspace.state(part)
+        if state.get("done"):
+            self._advance(float(film.duration) * AUDIO_WORK)
+            return
+        frames = film_frames(film)
+        targets = [(self._array(index, "audio"), placement) for index, placement in self._showings(path, _audio_layout)]
+        first = 0
+        for codes in self._processor().stream(film_sound(film), frames):
+            stop = first + codes.shape[1]
+            for array, placement in targets:
+                low, high = max(first, placement.first), min(stop, placement.stop)
+                if low < high:
+                    here = slice(low - placement.first, high - placement.first)
+                    array[placement.tr[here], :, placement.slot[here]] = codes[:, low - first : high - first].T
+            self._advance(AUDIO_WORK * codes.shape[1] / 75)
+            first = stop
+        flush(*(array for array, _ in targets))
+        self.workspace.record(part, {"done": True})
+
+    def _processor(self) -> AudioProcessor:
+        if not hasattr(self, "_audio_processor"):
+            self._audio_processor = AudioProcessor(self.config.audio)
+        return self._audio_processor
+
+    def _text(self) -> None:
+        """Words of all presentations."""
+        if self.workspace.state("text").get("done"):
+            return
+        embedded: dict[Path, list[tuple[float, float, Any]]] = {}
+        for film in self.plan.films:
+            table = annotation_file(film)
+            rows = read_annotations(table) if table else []
+            vectors = self._encoder.encode([row.text for row in rows])
+            embedded[film] = [(r.onset, r.onset + r.duration, v) for r, v in zip(rows, vectors, strict=True)]
+        for index, presentation in enumerate(self.plan.presentations):
+            words = []
+            for film, showing in zip(presentation.films, presentation.showings, strict=True):
+                onset, end = float(showing.onset), float(showing.onset + showing.duration)
+                words += [
+                    text.Words(onset + start, min(onset + stop, end), vector)
+                    for start, stop, vector in embedded[film]
+                    if onset + start < end
+                ]
+            values, mask = text.on_grid(presentation.grid, words, self.config.text, self._encoder.dimension)
+            arrays = self._array(index, "text"), self._array(index, "text_mask")
+            arrays[0][:], arrays[1][:] = values, mask
+            flush(*arrays)
+        self.workspace.record("text", {"done": True})
+
+    def _bold(self, subject: str) -> None:
+        """A subject's mask and BOLD."""
+        mask = self._mask(subject)
+        for index, presentation in enumerate(self.plan.presentations):
+            if subject not in presentation.scans:
+                continue
+            part, scan = f"bold-{subject}-{index:03d}", presentation.scans[subject].scan
+            if not self.workspace.state(part).get("done"):
+                trs = presentation.grid.trs
+                values = self.workspace.array(array_name(index, f"bold-{subject}"), (trs, mask.voxels), "float32")
+                counted = self.workspace.array(array_name(index, f"bold_mask-{subject}"), (trs,), "bool")
+                usable = bold.extract(scan, mask, values)
+                if not usable.all():
+                    log.warning("volumes without information are masked", scan=scan.path, volumes=int((~usable).sum()))
+                training = self.plan.training_trs(index)[: scan.volumes]
+                bold.clean(values[: scan.volumes], usable, training, float(self.plan.tr), self.config.bold)
+                counted[: scan.volumes] = usable
+                flush(values, counted)
+                self.workspace.record(part, {"done": True, "masked_volumes": int((~usable).sum())})
+            self._advance(presentation.grid.trs * VOLUME_WORK)
+
+    def _mask(self, subject: str) -> bold.BrainMask:
+        """The subject's brain mask, from training TRs, saved with its affine."""
+        scans = {i: p.scans[subject].scan for i, p in enumerate(self.plan.presentations) if subject in p.scans}
+        bold.check_same_grid(list(scans.values()))
+        first = next(iter(scans.values()))
+        path = self.workspace.folder / "masks" / f"{subject}.nii.gz"
+        if self.workspace.state(f"mask-{subject}").get("done"):
+            return bold.BrainMask(bold.read_mask(path, first), first.affine)
+        if self.config.bold.mask is not None:
+            mask = bold.BrainMask(bold.read_mask(Path(self.config.bold.mask), first), first.affine)
+        else:
+            chosen = bold.choose_mask(find_masks(self.plan.bids, subject.removeprefix("sub-")), first)
+            anatomical = bold.read_mask(chosen, first) if chosen is not None else None
+            mean = bold.MeanVolume(first.shape)
+            for index, scan in scans.items():
+                mean.add(scan, self.plan.training_trs(index)[: scan.volumes])
+            if not mean.count:
+                raise DataError(
+                    f"{subject} has no training TRs, so no mask can be made of them",
+                    remedy="name other runs in data.split.test_runs, or leave this subject out of data.subjects",
+                )
+            mask = bold.brain_mask(mean.mean(), first.affine, anatomical)
+        path.parent.mkdir(exist_ok=True)
+        mask.save(path)
+        self.workspace.record(f"mask-{subject}", {"done": True})
+        return mask
+
+    def _bold_notes(self) -> list[str]:
+        notes = []
+        for index, presentation in enumerate(self.plan.presentations):
+            for subject in presentation.scans:
+                masked = self.workspace.state(f"bold-{subject}-{index:03d}").get("masked_volumes", 0)
+                if masked:
+                    notes.append(f"{subject} {presentation.id}: {masked} volumes without information are masked")
+        return notes
+
+    def _fill_and_mask(self) -> None:
+        """Masks, and a TR's last frame where it has fewer than others. Done anew each time: it is quick."""
+        for index, presentation in enumerate(self.plan.presentations):
+            for name, layout in (("video", presentation.video), ("audio", presentation.audio)):
+                values, mask = self._array(index, name), self._array(index, f"{name}_mask")
+                repeat_last(values, layout.counts, axis=values.ndim - 1 if name == "audio" else 1)
+                mask[:] = layout.mask(mask.shape[1])
+                flush(values, mask)
+            seen = self._array(index, "stimulus_mask")
+            seen[:] = stimulus_mask(presentation.grid, presentation.showings)
+            flush(seen)
+
+
+class _StoppedElsewhereError(Exception):
+    """Another part failed; its error is the one to report."""
+
+
+def _video_layout(presentation: PlannedPresentation) -> Layout:
+    return presentation.video
+
+
+def _audio_layout(presentation: PlannedPresentation) -> Layout:
+    return presentation.audio

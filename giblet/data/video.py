@@ -1,0 +1,141 @@
+"""Frames of a film by time, streamed through PyAV.
+
+Sample k stands at `k x frame_skip / fps` on the film's own clock (0 at its first picture), and is the picture that is
+on the screen then. Where frames are evenly spaced, that is every `frame_skip`-th frame; where the rate varies, real
+timestamps decide, and nothing drifts. Pictures are scaled by area averaging (swscale's AREA) to RGB uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.container
+import numpy as np
+import numpy.typing as npt
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from giblet.errors import DataError
+
+Picture = npt.NDArray[np.uint8]
+MISSING_SECONDS = Fraction(1, 2)
+"""A film may end so much before its declared end, or two frames, whichever is more; beyond that it is truncated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """What a film says of itself. `duration` is its pictures', in seconds; `fps` its nominal frame rate."""
+
+    path: Path
+    duration: Fraction
+    fps: Fraction
+    has_sound: bool
+
+
+@contextmanager
+def open_film(path: Path) -> Iterator[av.container.InputContainer]:
+    """Open a film; whatever FFmpeg says against it within the `with` becomes a `DataError`."""
+    try:
+        with av.open(str(path)) as container:
+            yield container
+    except (av.error.FFmpegError, FileNotFoundError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{path} cannot be read as a film: {reason}",
+            remedy="the file is truncated, damaged or of an unknown format; copy it again or convert it with ffmpeg",
+        ) from error
+
+
+def probe(path: Path) -> Film:
+    """Read a film's heading. Raises `DataError` if it has no pictures, or does not say how long it is."""
+    with open_film(path) as container:
+        if not container.streams.video:
+            raise DataError(f"{path} has no pictures", remedy="name a film in stim_file")
+        stream = container.streams.video[0]
+        average, nominal = stream.average_rate, stream.guessed_rate
+        fps = nominal if nominal and average and abs(nominal / average - 1) < Fraction(1, 100) else average or nominal
+        if stream.duration and stream.time_base:
+            duration = stream.duration * stream.time_base
+        elif container.duration:
+            duration = Fraction(container.duration, av.time_base)
+        else:
+            duration = Fraction(0)
+        if not fps or duration <= 0:
+            raise DataError(
+                f"{path} does not say how long it is or at what frame rate",
+                remedy="the file is truncated or a bare stream; remux it with ffmpeg -i film -c copy film.mkv",
+            )
+        return Film(path, Fraction(duration), Fraction(fps), bool(container.streams.audio))
+
+
+def sample_pictures(
+    film: Film, *, frame_skip: int, first: int, stop: int, height: int, width: int, threads: int = 0
+) -> Iterator[tuple[int, Picture]]:
+    """Yield `(k, picture)` for the samples k in `[first, stop)`, pictures uint8 (height, width, 3).
+
+    Memory does not grow with the film. `threads` for FFmpeg, 0 for as many as it likes. Raises `DataError` where the
+    film is damaged, or ends before its declared end.
+    """
+    step = frame_skip / film.fps
+    tolerance = 1 / film.fps / 4
+    scaler = VideoReformatter()
+
+    def scaled(frame: av.VideoFrame) -> Picture:
+        small = scaler.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1)
+        return np.asarray(small.to_ndarray(), np.uint8)
+
+    k, shown, end = first, None, Fraction(0)
+    with open_film(film.path) as container:
+        for time, length, frame in _frames(container, film, first * step, threads):
+            while shown is not None and k < stop and k * step < time - tolerance:
+                yield k, scaled(shown)
+                k += 1
+            if k >= stop:
+                return
+            shown, end = frame, time + length
+    _check_end(film, end)
+    while shown is not None and k < stop:
+        yield k, scaled(shown)
+        k += 1
+
+
+def _frames(
+    container: av.container.InputContainer, film: Film, start: Fraction, threads: int
+) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
+    """Decoded frames with time and duration in seconds, from the keyframe before `start` on."""
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    stream.codec_context.thread_count = threads
+    base = Fraction(stream.time_base or 0)
+    zero = stream.start_time or 0
+    if start > 0:
+        container.seek(int(start / base) + zero, stream=stream, backward=True)
+    for frame in container.decode(stream):
+        if frame.pts is None:
+            continue
+        time = (frame.pts - zero) * base
+        if frame.is_corrupt:
+            raise DataError(
+                f"{film.path} is damaged at {float(time):.2f} s", remedy="copy the film again, or re-encode it"
+            )
+        yield time, _frame_seconds(frame, base, film), frame
+
+
+def _frame_seconds(frame: Any, base: Fraction, film: Film) -> Fraction:
+    duration = getattr(frame, "duration", None)
+    return Fraction(duration) * base if duration else 1 / film.fps
+
+
+def _check_end(film: Film, end: Fraction) -> None:
+    missing = film.duration - end
+    if missing > max(MISSING_SECONDS, 2 / film.fps):
+        raise DataError(
+            f"{film.path} is truncated: it says it lasts {float(film.duration):.2f} s, and its pictures end at "
+            f"{float(end):.2f} s",
+            remedy="copy the film again",
+        )
