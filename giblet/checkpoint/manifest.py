@@ -66,6 +66,11 @@ class TensorRecord(_Record):
     chunks: Annotated[tuple[Chunk, ...], Field(strict=False)]
 
     @property
+    def item_bytes(self) -> int:
+        """Bytes of one element."""
+        return ITEM_BYTES[self.dtype]
+
+    @property
     def elements(self) -> int:
         """How many numbers it has."""
         return math.prod(self.shape)
@@ -73,7 +78,7 @@ class TensorRecord(_Record):
     @property
     def size_bytes(self) -> int:
         """How many bytes they take."""
-        return self.elements * ITEM_BYTES[self.dtype]
+        return self.elements * self.item_bytes
 
 
 class Manifest(_Record):
@@ -92,7 +97,7 @@ class Manifest(_Record):
     world_size: Annotated[int, Field(ge=1)]
     created_by: str
     committed_unix_seconds: float
-    block_bytes: Annotated[int, Field(ge=1)] = BLOCK_BYTES
+    block_bytes: Annotated[int, Field(ge=16, multiple_of=16)] = BLOCK_BYTES
     objects: Annotated[tuple[ObjectRecord, ...], Field(strict=False)]
     tensors: dict[str, TensorRecord]
     values: dict[str, Any] = Field(default_factory=dict)

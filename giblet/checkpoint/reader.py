@@ -32,9 +32,9 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from giblet.checkpoint import layout
 from giblet.checkpoint.dtypes import ITEM_BYTES, torch_dtype
 from giblet.checkpoint.manifest import Chunk, Manifest, TensorRecord, crc_text
+from giblet.checkpoint.opened import read_manifest
 from giblet.config.schema import CheckpointConfig
 from giblet.errors import CheckpointError
 from giblet.storage import Storage, as_storage
@@ -198,17 +198,6 @@ class _Span:
     wanted: _Wanted
     start: int
     stop: int
-
-
-def read_manifest(storage: Storage, prefix: str) -> Manifest:
-    """The manifest in a checkpoint's folder. Raises `CheckpointError` if there is none, or a damaged one."""
-    where = f"{storage.url}/{prefix}{layout.MANIFEST}"
-    try:
-        return Manifest.parse(storage.get(prefix + layout.MANIFEST), where)
-    except KeyError:
-        raise CheckpointError(
-            f"{where}: there is none, so this is no committed checkpoint", remedy="list them with `giblet runs`"
-        ) from None
 
 
 def dcp_metadata(manifest: Manifest) -> Metadata:

@@ -3,62 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 from giblet.checkpoint import exact_json, layout
 from giblet.checkpoint.layout import CheckpointRef
 from giblet.checkpoint.manifest import Manifest
-from giblet.checkpoint.reader import read_manifest
+from giblet.checkpoint.opened import read_manifest
+from giblet.checkpoint.survey import Found, survey
 from giblet.errors import CheckpointError
-from giblet.storage import ObjectInfo, PreconditionFailedError, Storage
+from giblet.storage import PreconditionFailedError, Storage
 from giblet.telemetry.logs import get_logger
 
 log = get_logger(__name__)
-
-
-@dataclass(slots=True)
-class Found:
-    """What a listing shows of one attempt at a checkpoint."""
-
-    ref: CheckpointRef
-    sizes: dict[str, int] = field(default_factory=dict)
-    committed_unix_seconds: float | None = None
-
-    @property
-    def committed(self) -> bool:
-        """It has a manifest."""
-        return layout.MANIFEST in self.sizes
-
-    @property
-    def quarantined(self) -> bool:
-        """Somebody found it bad."""
-        return layout.QUARANTINE in self.sizes
-
-    @property
-    def size_bytes(self) -> int:
-        """All its objects."""
-        return sum(self.sizes.values())
-
-
-def survey(storage: Storage, run: str) -> list[Found]:
-    """Every attempt under a run, oldest first, from one listing."""
-    return group_by_attempt(storage.list(layout.checkpoints_prefix(run)), run)
-
-
-def group_by_attempt(infos: Iterable[ObjectInfo], run: str) -> list[Found]:
-    """The objects of a listing, put together again."""
-    found: dict[CheckpointRef, Found] = {}
-    for info in infos:
-        folder, _, name = info.key.rpartition("/")
-        ref = CheckpointRef.of_manifest_key(f"{folder}/{layout.MANIFEST}")
-        if ref is None or ref.run != run:
-            continue
-        entry = found.setdefault(ref, Found(ref))
-        entry.sizes[name] = info.size_bytes
-        if name == layout.MANIFEST:
-            entry.committed_unix_seconds = info.modified_unix_seconds
-    return [found[ref] for ref in sorted(found)]
 
 
 def candidates(storage: Storage, run: str, *, verified_first: bool = False) -> Iterator[tuple[Found, Manifest]]:

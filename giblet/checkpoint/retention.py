@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from giblet.checkpoint import layout, resume
 from giblet.checkpoint.layout import CheckpointRef
-from giblet.checkpoint.resume import Found
 from giblet.checkpoint.starts import Start
+from giblet.checkpoint.survey import Found, survey
 from giblet.config.schema import CheckpointConfig
 from giblet.storage import Cleanable, Storage
 from giblet.telemetry.logs import get_logger
@@ -27,7 +27,7 @@ def prune(
     best: CheckpointRef | None,
 ) -> list[CheckpointRef]:
     """Delete what retention does not keep, and what killed writers left; returns what it deleted."""
-    found = resume.survey(storage, run)
+    found = survey(storage, run)
     kept = {newest, best, start.resumed_from, resume.verified_ref(storage, run)}
     doomed = [*superfluous(found, kept, config), *abandoned(found, newest, start.number)]
     for entry in doomed:

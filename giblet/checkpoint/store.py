@@ -26,8 +26,9 @@ from torch.distributed.checkpoint.storage import WriteResult
 from giblet.checkpoint import exact_json, layout, resume, starts
 from giblet.checkpoint.layout import CheckpointRef
 from giblet.checkpoint.manifest import Manifest
+from giblet.checkpoint.opened import read_manifest
 from giblet.checkpoint.ranks import Ranks
-from giblet.checkpoint.reader import GibletStorageReader, dcp_metadata, read_manifest
+from giblet.checkpoint.reader import GibletStorageReader, dcp_metadata
 from giblet.checkpoint.retention import prune
 from giblet.checkpoint.shard import Layout, ShardStream
 from giblet.checkpoint.staging import Planned, StagingBuffer, make_plan, without_planner
