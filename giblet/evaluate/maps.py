@@ -7,10 +7,11 @@ from typing import Any, cast
 
 import nibabel
 import numpy as np
-from nilearn.image import new_img_like
 from numpy.typing import NDArray
 
 from giblet.errors import DataError
+
+nifti_image = cast(Any, nibabel.Nifti1Image)
 
 
 class MaskSpace:
@@ -29,7 +30,7 @@ class MaskSpace:
         """A NIfTI image of (V,) values; NaN where a voxel has none, and outside the mask."""
         volume = np.full(self.mask.shape, np.nan, dtype=np.float32)
         volume[self.mask] = values
-        return new_img_like(self.image, volume)
+        return nifti_image(volume, self.image.affine)
 
     def values_of(self, image: Any) -> NDArray[np.float32]:
         """(V,) values of an image on the same grid, (V,T) of a 4D one.
