@@ -126,7 +126,8 @@ def draw_subject(space: Space, families: list[Family], subject: int, seed: int) 
     mm = space.mm
 
     def mixed() -> Floats:
-        return np.sqrt(SHARED) * _smooth_field(space, shared) + np.sqrt(1 - SHARED) * _smooth_field(space, private)
+        common, own = _smooth_field(space, shared), _smooth_field(space, private)
+        return np.asarray(np.sqrt(SHARED) * common + np.sqrt(1 - SHARED) * own)
 
     envelopes = {family.name: _envelope(mm, PLACES[family.name], private) for family in families}
     total = np.sqrt(sum(envelope**2 for envelope in envelopes.values()))
@@ -253,8 +254,8 @@ def true_signals(
     ]
     power, noise = _powers(subject, signals, tr_seconds)
     ratio = subject.explainable / (1 - subject.explainable)
-    power, noise = sum(power), sum(noise)
-    amplitude = np.sqrt(ratio * noise / np.where(power > 0, power, 1.0))
+    total_power, total_noise = np.sum(power, axis=0), np.sum(noise, axis=0)
+    amplitude = np.sqrt(ratio * total_noise / np.where(total_power > 0, total_power, 1.0))
     return [signal * amplitude.astype(np.float32) for signal in signals]
 
 
@@ -293,12 +294,14 @@ def ceilings(subject: Subject, signals: list[Floats], tr_seconds: float) -> Ceil
     """c_v of the module's docstring for `signals` in percent, over all runs and for each run alone."""
     power, noise = _powers(subject, signals, tr_seconds)
     by_run = [np.sqrt(s / (s + n)) for s, n in zip(power, noise, strict=True)]
-    return Ceilings(np.sqrt(sum(power) / (sum(power) + sum(noise))), by_run)
+    total_power, total_noise = np.sum(power, axis=0), np.sum(noise, axis=0)
+    return Ceilings(np.sqrt(total_power / (total_power + total_noise)), by_run)
 
 
 def _powers(subject: Subject, signals: list[Floats], tr_seconds: float) -> tuple[list[Floats], list[Floats]]:
     """|P s|² and E |P noise|² of each run, each (V,)."""
-    power, noise = [], []
+    power: list[Floats] = []
+    noise: list[Floats] = []
     for signal in signals:
         basis = drift_basis(len(signal), tr_seconds)
         power.append((remove_drift(signal, basis) ** 2).sum(axis=0))

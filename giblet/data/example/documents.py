@@ -18,14 +18,14 @@ ATTRIBUTION = (
 )
 _MODEL = """\
 The forward model, in words (letters and formulas: giblet/data/example/brain.py and docs/example-data.md of giblet):
-features of the film (picture layout, motion energy, sound spectrum, meaning of the words, novelty) act through spatially
-smooth weights where such features act in human brains, in part the same for all subjects and in part their own; the
-response is compressed, blurred by a causal haemodynamic response that peaks after 4.5 to 6.5 s, and scaled; AR(1) noise
-and slow drift are added. Some grey-matter voxels, and everything that is not grey matter, carry no signal at all.
+features of the film (picture layout, motion energy, sound spectrum, meaning of the words, novelty) act through
+spatially smooth weights where such features act in human brains, in part the same for all subjects and in part their
+own; the response is compressed, blurred by a causal haemodynamic response that peaks after 4.5 to 6.5 s, and scaled;
+AR(1) noise and slow drift are added. Some grey-matter voxels, and all that is not grey matter, carry no signal at all.
 """
 
 
-def write_documents(destination: Path, task: str, tr_seconds: float, subjects: int, settings: dict[str, Any]) -> None:
+def write_documents(destination: Path, subjects: int, settings: dict[str, Any]) -> None:
     """Every file that describes the data set as a whole."""
     bbb = settings["film"] is None
     film = ATTRIBUTION if bbb else f"{settings['film']}, a file given by whoever wrote this data set."
@@ -38,21 +38,19 @@ def write_documents(destination: Path, task: str, tr_seconds: float, subjects: i
     rows = [f"sub-{number:02d}\tsimulated" for number in range(1, subjects + 1)]
     write_text(destination / "participants.tsv", "\n".join(["participant_id\torigin", *rows]) + "\n")
     _json(destination / "participants.json", {"origin": {"Description": SIMULATED}})
-    write_text(destination / f"task-{task}_bold.json", bold_sidecar(task, tr_seconds, None))
 
 
-def bold_sidecar(task: str, tr_seconds: float, trs: int | None) -> str:
-    """JSON beside a BOLD run, or for all of them."""
-    sidecar: dict[str, Any] = {
+def bold_sidecar(task: str, tr_seconds: float, trs: int) -> str:
+    """JSON beside a BOLD run."""
+    sidecar = {
         "TaskName": task,
         "RepetitionTime": tr_seconds,
         "TaskDescription": "Watching and hearing the film named in the events' stim_file.",
         "Simulated": True,
         "Description": SIMULATED,
         "Manufacturer": "none (simulated)",
+        "NumberOfVolumes": trs,
     }
-    if trs is not None:
-        sidecar["NumberOfVolumes"] = trs
     return json.dumps(sidecar, indent=2) + "\n"
 
 

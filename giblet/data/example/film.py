@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import os
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import av
 from av.audio.stream import AudioStream
@@ -170,9 +171,10 @@ def plan_parts(film: Path, runs: int, minutes: float | None = None) -> list[Part
         keys, last, duration = _clean_keyframes(container, video)
         end = (last + duration) * base
         begin = min(keys, default=0) * base
-        if audio.duration is not None and audio.time_base is not None and audio.duration * audio.time_base < end / 2:
+        sound = (audio.duration or 0) * _time_base(audio)
+        if 0 < sound < end / 2:
             raise DataError(
-                f"{film}: its sound lasts {float(audio.duration * audio.time_base):.1f} s, its pictures {float(end):.1f} s",
+                f"{film}: its sound lasts {float(sound):.1f} s, its pictures {float(end):.1f} s",
                 remedy="use a film whose sound is whole",
             )
     asked = end if minutes is None else min(end, begin + Fraction(minutes * 60).limit_denominator(1000))
@@ -181,12 +183,12 @@ def plan_parts(film: Path, runs: int, minutes: float | None = None) -> list[Part
         goal = begin + (asked - begin) * part / runs
         choices = [key * base for key in keys] + [end]
         cuts.append(min(choices, key=lambda time: (abs(time - goal), time)))
-    if any(stop - start < 1 for start, stop in zip(cuts, cuts[1:], strict=False)):
+    if any(stop - start < 1 for start, stop in itertools.pairwise(cuts)):
         raise DataError(
-            f"{film} cannot be cut into {runs} runs: it lasts {float(end):.1f} s and has {len(keys)} keyframes to cut at",
+            f"{film} cannot be cut into {runs} runs: it lasts {float(end):.1f} s, with {len(keys)} keyframes to cut at",
             remedy="use a longer film, more minutes of it, or encode it with a keyframe every few seconds",
         )
-    return [Part(float(start), float(stop)) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    return [Part(float(start), float(stop)) for start, stop in itertools.pairwise(cuts)]
 
 
 def cut_film(film: Path, part: Part, destination: Path) -> None:
@@ -213,7 +215,7 @@ def cut_film(film: Path, part: Part, destination: Path) -> None:
 
 def _packets_of_part(
     source: av.container.InputContainer, video: VideoStream, audio: AudioStream, part: Part
-) -> Iterator[av.Packet]:
+) -> Iterator[av.Packet[Any]]:
     video_base, audio_base = _time_base(video), _time_base(audio)
     video_start, video_stop = round(part.start_seconds / video_base), round(part.stop_seconds / video_base)
     audio_start, audio_stop = round(part.start_seconds / audio_base), round(part.stop_seconds / audio_base)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -30,7 +30,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _gzipped(path: Path) -> Iterator[IO[bytes]]:
+def _gzipped(path: Path) -> Iterator[gzip.GzipFile]:
     with (
         _replacing(path) as partial,
         partial.open("wb") as raw,
@@ -47,22 +47,14 @@ def write_text(path: Path, text: str) -> None:
 
 def write_mask(path: Path, mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> None:
     """A mask of 0 and 1, uint8."""
-    image = nibabel.Nifti1Image(mask.astype(np.uint8), affine)
-    image.header.set_xyzt_units("mm")
-    with _gzipped(path) as stream:
-        image.to_stream(stream)
+    _write(path, iter([mask]), _header(mask.shape, np.uint8, affine))
 
 
 def write_map(
     path: Path, values: NDArray[np.floating[Any]], mask: NDArray[np.bool_], affine: NDArray[np.float64]
 ) -> None:
     """A float32 volume with `values` (V,) in the mask, 0 elsewhere."""
-    volume = np.zeros(mask.shape, np.float32)
-    volume[mask] = values
-    image = nibabel.Nifti1Image(volume, affine)
-    image.header.set_xyzt_units("mm")
-    with _gzipped(path) as stream:
-        image.to_stream(stream)
+    _write(path, iter([_unmasked(values, mask)]), _header(mask.shape, np.float32, affine))
 
 
 def write_series(
@@ -75,13 +67,8 @@ def write_series(
     """`values` (T, V) in the mask, 0 elsewhere, as int16 with one scale: the error is under 1/65000 of the largest."""
     step = float(np.abs(values).max(initial=0.0)) / 32767 or 1.0
 
-    def volumes() -> Iterator[NDArray[np.floating[Any]]]:
-        for row in values:
-            volume = np.zeros(mask.shape, np.float32)
-            volume[mask] = row
-            yield volume
-
-    _write_int16(path, volumes(), (*mask.shape, len(values)), step, affine, tr_seconds)
+    header = _header((*mask.shape, len(values)), np.int16, affine, tr_seconds, step)
+    _write(path, (_unmasked(row, mask) for row in values), header)
 
 
 def write_scan(
@@ -92,31 +79,44 @@ def write_scan(
     tr_seconds: float,
 ) -> None:
     """A BOLD run of intensities, `volumes` one after the other, int16 in steps of `SCAN_STEP`."""
-    _write_int16(path, volumes, shape, SCAN_STEP, affine, tr_seconds)
+    _write(path, volumes, _header(shape, np.int16, affine, tr_seconds, SCAN_STEP))
 
 
-def _write_int16(
-    path: Path,
-    volumes: Iterator[NDArray[np.floating[Any]]],
+def _unmasked(values: NDArray[np.floating[Any]], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    volume = np.zeros(mask.shape, np.float32)
+    volume[mask] = values
+    return volume
+
+
+def _header(
     shape: tuple[int, ...],
-    step: float,
+    dtype: type[np.generic],
     affine: NDArray[np.float64],
-    tr_seconds: float,
-) -> None:
-    """The header, then a volume at a time: NIfTI-1, section on scl_slope; time is the slowest axis."""
-    header = nibabel.Nifti1Header()
-    header.set_data_dtype(np.int16)
+    tr_seconds: float = 0.0,
+    step: float = 1.0,
+) -> Any:
+    """A NIfTI-1 header in MNI space, little-endian, data right after it."""
+    header: Any = nibabel.Nifti1Header(endianness="<")  # type: ignore[no-untyped-call]
+    header.set_data_dtype(dtype)
     header.set_data_shape(shape)
     header.set_sform(affine, code="mni")
     header.set_qform(affine, code="mni")
     header.set_xyzt_units("mm", "sec")
-    header.set_zooms((*np.sqrt((affine[:3, :3] ** 2).sum(axis=0)), tr_seconds))
+    header.set_zooms((*np.sqrt((affine[:3, :3] ** 2).sum(axis=0)), *([tr_seconds] if len(shape) > 3 else [])))
     header.set_slope_inter(step, 0.0)
     header["vox_offset"] = 352
     header["magic"] = b"n+1"
+    return header
+
+
+def _write(path: Path, volumes: Iterator[NDArray[Any]], header: Any) -> None:
+    """The header, then a volume at a time: the first axis runs fastest, time slowest."""
+    dtype = header.get_data_dtype()
     with _gzipped(path) as stream:
         stream.write(header.binaryblock)
         stream.write(b"\0" * 4)
         for volume in volumes:
-            integers = np.clip(np.rint(volume / step), -32768, 32767).astype("<i2")
-            stream.write(integers.tobytes(order="F"))
+            if dtype == np.int16:
+                limits = np.iinfo(np.int16)
+                volume = np.clip(np.rint(volume / float(header["scl_slope"])), limits.min, limits.max)
+            stream.write(volume.astype(dtype).tobytes(order="F"))

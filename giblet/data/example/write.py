@@ -1,6 +1,6 @@
 """`giblet example`: a whole BIDS data set of a real film and simulated brains.
 
-    dataset_description.json  participants.tsv  README  LICENSE  task-bigbuckbunny_bold.json  .bidsignore
+    dataset_description.json  participants.tsv  README  LICENSE  CHANGES  .bidsignore
     stimuli/task-bigbuckbunny_run-1.mp4 and .tsv (onset, duration, text; seconds of that file)
     sub-01/anat/sub-01_desc-brain_mask.nii.gz, sub-01_label-GM_mask.nii.gz
     sub-01/func/sub-01_task-bigbuckbunny_run-1_{bold.nii.gz,bold.json,events.tsv}
@@ -112,7 +112,7 @@ def write_example(
         for index in range(subjects):
             for _ in _write_subject(destination, index, space, families, plan, seed, tr_seconds):
                 bar.advance()
-    documents.write_documents(destination, TASK, tr_seconds, subjects, settings)
+    documents.write_documents(destination, subjects, settings)
     summary = ExampleSummary(
         path=destination,
         subjects=subjects,
