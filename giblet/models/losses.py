@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from giblet.config.schema import ModelConfig
 
 TERMS = ("bold", "video", "audio", "text")
+_IGNORED = -100
 
 
 class BatchLike(Protocol):
@@ -176,8 +177,5 @@ def _audio(outputs: Mapping[str, Tensor], batch: BatchLike, mask: Tensor) -> Ten
     if logits is None:
         error = (outputs["audio_recon"].float() - batch.audio).square().sum(dim=1)
         return torch.where(mask, error, 0.0).sum()
-    # Laid out codebook by codebook, as the head makes them, so that nothing is copied.
-    by_codebook = logits.transpose(0, 1).reshape(-1, logits.shape[-1])
-    codes = batch.audio.transpose(0, 1).reshape(-1)
-    kept = mask.expand(batch.audio.shape[1], -1, -1).reshape(-1)
-    return F.cross_entropy(by_codebook.float(), codes.masked_fill(~kept, -100), reduction="sum")
+    codes = batch.audio.masked_fill(~mask[:, None], _IGNORED)
+    return F.cross_entropy(logits.flatten(0, 2).float(), codes.flatten(), ignore_index=_IGNORED, reduction="sum")

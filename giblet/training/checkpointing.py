@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from giblet.checkpoint import CheckpointRef
 from giblet.config.schema import CheckpointConfig, GibletConfig
 from giblet.errors import CheckpointError
+from giblet.telemetry.logs import get_logger
 from giblet.training.optimizer import optimizer_tensors
 
 State = dict[str, Any]
+log = get_logger(__name__)
 
 
 class Start(Protocol):
     """What `begin` found."""
 
     @property
-    def resume(self) -> Any | None:
+    def resumed_from(self) -> CheckpointRef | None:
         """The checkpoint to go on from, or None for a fresh run."""
         ...
 
 
 class Store(Protocol):
-    """The part of `giblet.checkpoint.CheckpointStore` that training uses. Every call is made on all ranks."""
+    """The part of `giblet.checkpoint.CheckpointStore` that training uses. Every call but `end` is made on all ranks."""
 
     def begin(self, config: GibletConfig) -> Start: ...
-    def save(self, step: int, tensors: dict[str, Tensor], state: State, wait: bool = False) -> object: ...
-    def load(self, ref: Any, tensors: dict[str, Tensor]) -> State: ...
-    def wait(self) -> object: ...
-    def close(self) -> object: ...
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], state: Any = None, wait: bool = False, *, best: bool = False
+    ) -> object: ...
+    def latest(self) -> CheckpointRef | None: ...
+    def load(self, ref: CheckpointRef, tensors: Mapping[str, Tensor]) -> Any: ...
+    def wait(self) -> None: ...
+    def end(self, cause: str, exit_code: int, step: int, message: str = "") -> None: ...
+    def close(self) -> None: ...
+
+
+def load_newest(store: Store, ref: CheckpointRef, tensors: Mapping[str, Tensor]) -> State:
+    """Load `ref`, or, where it proves damaged, the newest one before it that is not.
+
+    Raises `CheckpointError` if none is left: a run that lost everything is for a person to look at.
+    """
+    while True:
+        try:
+            state: State = store.load(ref, tensors)
+            return state
+        except CheckpointError as error:
+            before = store.latest()
+            if before is None or before >= ref:  # not damaged but unfit, or nothing left
+                raise
+            log.warning("checkpoint cannot be used, taking the one before", error=error.message, step=before.step)
+            ref = before
 
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

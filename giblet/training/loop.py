@@ -8,8 +8,8 @@ Validation comes before the save, so that a checkpoint carries the early-stoppin
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,23 +22,24 @@ from giblet.data.batches import BatchBuilder
 from giblet.data.hrf import canonical_kernel
 from giblet.data.order import SampleOrder
 from giblet.data.prepared import PreparedDataset
-from giblet.errors import StoppedError
+from giblet.errors import EXIT_CRASHED, EXIT_OK, GibletError, StoppedError
 from giblet.models import Dimensions, build_model, resolve_dimensions
 from giblet.models.losses import Losses
 from giblet.storage import open_storage
 from giblet.telemetry.logs import get_logger
-from giblet.training.checkpointing import Store, check_same_data, save_due, training_tensors
+from giblet.telemetry.metrics import Metrics
+from giblet.training.checkpointing import Store, check_same_data, load_newest, save_due, training_tensors
 from giblet.training.loader import BatchStream
 from giblet.training.optimizer import build_optimizer, learning_rate
 from giblet.training.parallel import World, join_world, parallelise
-from giblet.training.reporting import Instruments, Reporter, Stopwatch, serving_metrics
+from giblet.training.reporting import Reporter, Stopwatch, serving_metrics
 from giblet.training.signals import StopFlag
 from giblet.training.state import Best, Curves, TrainState
 from giblet.training.step import StepResult, TrainStep
 from giblet.training.validate import Validation
 
 log = get_logger(__name__)
-StoreFactory = Callable[[GibletConfig, World, Instruments], Store]
+StoreFactory = Callable[[GibletConfig, Metrics], Store]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +66,40 @@ def train(config: GibletConfig, *, dataset_path: str | Path, make_store: StoreFa
         world = stack.enter_context(join_world(config))
         metrics = stack.enter_context(serving_metrics(config, world))
         trainer = Trainer(config, PreparedDataset.open(dataset_path), world, metrics, stop)
-        store = (make_store or open_store)(config, world, metrics)
+        store = (make_store or open_store)(config, metrics)
         stack.callback(store.close)
-        return trainer.run(store)
+        with recorded_end(store, trainer.state_now):
+            return trainer.run(store)
 
 
-def open_store(config: GibletConfig, world: World, metrics: Instruments) -> Store:
+def open_store(config: GibletConfig, metrics: Metrics) -> Store:
     """The checkpoint store that the configuration names."""
-    return CheckpointStore(open_storage(config.checkpoint.url, config.checkpoint), config.run.name)
+    storage = open_storage(config.checkpoint.url, config.checkpoint)
+    return CheckpointStore(storage, config.run.name, config.checkpoint, metrics)
+
+
+@contextmanager
+def recorded_end(store: Store, state: Callable[[], TrainState]) -> Iterator[None]:
+    """Leave a record of how this start ended. What goes wrong with the record itself is only logged."""
+    cause, exit_code, message = "done", EXIT_OK, ""
+    try:
+        yield
+    except BaseException as error:
+        cause = type(error).__name__.removesuffix("Error").lower()
+        exit_code, message = getattr(error, "exit_code", EXIT_CRASHED), str(error)
+        raise
+    finally:
+        try:
+            store.end(cause, exit_code, state().step, message)
+        except GibletError as error:
+            log.warning("how this start ended could not be recorded", error=error.message)
 
 
 class Trainer:
     """A run in progress on this rank. Building it checks everything that can be checked, and fills the model."""
 
     def __init__(
-        self, config: GibletConfig, dataset: PreparedDataset, world: World, metrics: Instruments, stop: StopFlag
+        self, config: GibletConfig, dataset: PreparedDataset, world: World, metrics: Metrics, stop: StopFlag
     ) -> None:
         self.config, self.dataset, self.world, self.stop = config, dataset, world, stop
         manifest, settings = dataset.manifest, config.training
@@ -129,9 +149,9 @@ class Trainer:
 
     def restore(self, store: Store) -> None:
         """Go on from the newest good checkpoint, if there is one."""
-        resume = store.begin(self.config).resume
-        if resume is not None:
-            saved = store.load(resume, training_tensors(self.parallel.module, self.optimizer))
+        newest = store.begin(self.config).resumed_from
+        if newest is not None:
+            saved = load_newest(store, newest, training_tensors(self.parallel.module, self.optimizer))
             check_same_data(saved, self.dataset.manifest.content_hash)
             self.state = TrainState.from_json(saved)
             self.saved_step = self.state.step
@@ -174,12 +194,15 @@ class Trainer:
         self.reporter.validated(self.state, scores, watch.lap(), improved)
         return improved
 
+    def state_now(self) -> TrainState:
+        """Where the run stands; restoring replaces it."""
+        return self.state
+
     def save(self, store: Store, *, wait: bool = False) -> None:
-        """Hand the run over to the store."""
+        """Hand the run over to the store; marked as the best if its step's validation is."""
+        best = self.state.best is not None and self.state.best.step == self.state.step
         tensors = training_tensors(self.parallel.module, self.optimizer)
-        store.save(
-            self.state.step, tensors, self.checkpoint_state(), wait=wait or not self.config.checkpoint.asynchronous
-        )
+        store.save(self.state.step, tensors, self.checkpoint_state(), wait, best=best)
         self.saved_step = self.state.step
 
     def checkpoint_state(self) -> dict[str, Any]:

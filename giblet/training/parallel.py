@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -130,9 +131,11 @@ def parallelise(model: MultimodalAutoencoder, world: World, config: GibletConfig
     if world.size == 1:
         return ParallelModel(model, model, lambda last: nullcontext())
     devices = [world.device] if world.device.type == "cuda" else None
-    # Buffers are statistics that every rank computes alike; nothing is to be broadcast.
+    # Buffers are statistics that every rank computes alike; they need no exchange. The argument has two names.
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
     copies = DistributedDataParallel(
-        model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=100
+        model, device_ids=devices, gradient_as_bucket_view=True, bucket_cap_mb=100, **{sync_buffers: False}
     )
     return ParallelModel(model, copies, lambda last: nullcontext() if last else copies.no_sync())
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Protocol
 
 import torch
 
@@ -22,27 +21,6 @@ from giblet.training.step import StepResult
 log = get_logger(__name__)
 
 
-class Instruments(Protocol):
-    """What `giblet.telemetry.metrics.Metrics` offers."""
-
-    def set(self, name: str, value: float, **labels: str) -> None: ...
-    def add(self, name: str, amount: float = 1.0, **labels: str) -> None: ...
-    def observe(self, name: str, value: float, **labels: str) -> None: ...
-
-
-class NoMetrics:
-    """Metrics that are switched off."""
-
-    def set(self, name: str, value: float, **labels: str) -> None:
-        """Nothing."""
-
-    def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
-        """Nothing."""
-
-    def observe(self, name: str, value: float, **labels: str) -> None:
-        """Nothing."""
-
-
 class _NoBar:
     def advance(self, amount: float = 1.0) -> None:
         pass
@@ -52,29 +30,29 @@ class _NoBar:
 
 
 @contextmanager
-def serving_metrics(config: GibletConfig, world: World) -> Iterator[Instruments]:
-    """Serve `/metrics` on rank 0 of each node; a no-op elsewhere. A port in use is only a warning."""
-    port = config.telemetry.metrics_port
+def serving_metrics(config: GibletConfig, world: World) -> Iterator[Metrics]:
+    """This process's metrics, served on rank 0 of each node unless switched off. A port in use is only a warning."""
+    metrics, port = Metrics(config.run.name), config.telemetry.metrics_port
     if world.local_rank != 0 or not port:
-        yield NoMetrics()
+        yield metrics
         return
-    metrics, server = Metrics(config.run.name), None
     try:
         server, _ = serve(metrics, port)
     except OSError as error:
         log.warning("metrics are not served", port=port, reason=str(error), remedy="change telemetry.metrics_port")
+        yield metrics
+        return
     try:
         yield metrics
     finally:
-        if server is not None:
-            server.shutdown()
-            server.server_close()
+        server.shutdown()
+        server.server_close()
 
 
 class Reporter:
     """Tells of steps, validations and the end. On ranks other than 0 it says nothing."""
 
-    def __init__(self, config: GibletConfig, world: World, total_steps: int, metrics: Instruments) -> None:
+    def __init__(self, config: GibletConfig, world: World, total_steps: int, metrics: Metrics) -> None:
         self._metrics, self._world, self._total_steps = metrics, world, total_steps
         self._every = config.telemetry.log_every_steps
         self._speaks = world.rank == 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from giblet.checkpoint import CheckpointRef
 from giblet.config import GibletConfig, load_config_data
 from tests.support.model import WIDTHS
 
@@ -32,7 +33,7 @@ def small_config(**sections: dict[str, Any]) -> GibletConfig:
 
 @dataclass
 class MemoryStart:
-    resume: int | None
+    resumed_from: CheckpointRef | None
 
 
 class MemoryStore:
@@ -40,21 +41,30 @@ class MemoryStore:
 
     def __init__(self, kept: dict[int, tuple[dict[str, torch.Tensor], str]] | None = None) -> None:
         self.kept = {} if kept is None else kept
-        self.waits: list[bool] = []
+        self.saves: list[tuple[int, bool, bool]] = []
+        self.ends: list[tuple[str, int, int]] = []
+
+    def latest(self) -> CheckpointRef | None:
+        return CheckpointRef(max(self.kept), "a", "small") if self.kept else None
 
     def begin(self, config: GibletConfig) -> MemoryStart:
-        return MemoryStart(max(self.kept, default=None))
+        return MemoryStart(self.latest())
 
-    def save(self, step: int, tensors: dict[str, torch.Tensor], state: dict[str, Any], wait: bool = False) -> None:
+    def save(
+        self, step: int, tensors: dict[str, torch.Tensor], state: Any, wait: bool = False, *, best: bool = False
+    ) -> None:
         self.kept[step] = ({name: value.clone() for name, value in tensors.items()}, json.dumps(state))
-        self.waits.append(wait)
+        self.saves.append((step, wait, best))
 
-    def load(self, ref: int, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-        saved, state = self.kept[ref]
+    def load(self, ref: CheckpointRef, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+        saved, state = self.kept[ref.step]
         assert saved.keys() == tensors.keys()
         for name, value in saved.items():
             tensors[name].copy_(value)
         return json.loads(state)
+
+    def end(self, cause: str, exit_code: int, step: int, message: str = "") -> None:
+        self.ends.append((cause, exit_code, step))
 
     def wait(self) -> None:
         pass
