@@ -20,6 +20,7 @@ from localcluster.settings import (
     REGISTRY_PORT,
     SERVICE_CIDR,
     Paths,
+    node_name,
 )
 from localcluster.shell import succeeds, tail, wait_for, write_atomically
 from localcluster.tools import Toolbox
@@ -136,7 +137,9 @@ class ControlPlane:
         self.machine.daemon("kube-controller-manager", [self.tools.go("kube-controller-manager"), *_flags(controllers)])
         scheduler = {"kubeconfig": self.kubeconfig("kube-scheduler"), "leader-elect": "false"}
         self.machine.daemon("kube-scheduler", [self.tools.go("kube-scheduler"), *_flags(scheduler)])
-        start_kube_proxy(self.machine, self.tools, self.kubeconfig("kube-proxy"))
+        # kube-proxy waits half a minute for a node of its name before it writes rules; this machine is none, so it
+        # goes by the first node's, which matters only for node ports.
+        start_kube_proxy(self.machine, self.tools, self.kubeconfig("kube-proxy"), node=node_name(1))
 
     def start_registry(self) -> None:
         """An image registry on the bridge, for the nodes, and by `open_loopback` for whoever builds images."""
@@ -166,13 +169,13 @@ class ControlPlane:
         self.authority.kubeconfig(self.paths.kubeconfig, admin, f"https://127.0.0.1:{ports['api']}")
 
 
-def start_kube_proxy(machine: Machine, tools: Toolbox, kubeconfig: Path) -> None:
+def start_kube_proxy(machine: Machine, tools: Toolbox, kubeconfig: Path, *, node: str) -> None:
     """Service addresses by iptables rules, in one machine's namespace."""
     flags = {
         "kubeconfig": kubeconfig,
         "proxy-mode": "iptables",
         "cluster-cidr": POD_CIDR,
-        "hostname-override": machine.name,
+        "hostname-override": node,
         "conntrack-max-per-core": 0,  # a setting of the whole host's, not to be touched
         "iptables-localhost-nodeports": "false",
         "iptables-min-sync-period": "100ms",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localcluster.shell import ClusterError, run, succeeds
+from localcluster.shell import ClusterError, run, succeeds, wait_for
 
 GPU = "nvidia.com/gpu"
 
@@ -48,7 +48,12 @@ class Kubectl:
     def wait_for_nodes(self, names: Sequence[str], *, timeout_seconds: int) -> None:
         """Until each node has registered and is Ready."""
         nodes = [f"node/{name}" for name in names]
-        self.run("wait", "--for=create", *nodes, f"--timeout={timeout_seconds}s", timeout_seconds=None)
+        wait_for(
+            f"registration of {', '.join(names)}",
+            lambda: self.succeeds("get", *nodes),
+            timeout_seconds=timeout_seconds,
+            poll_seconds=0.5,
+        )
         self.run("wait", "--for=condition=Ready", *nodes, f"--timeout={timeout_seconds}s", timeout_seconds=None)
 
     def wait_for_deployments(self, deployments: Sequence[tuple[str, str]], *, timeout_seconds: int) -> None:

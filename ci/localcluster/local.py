@@ -64,12 +64,16 @@ class LocalCluster:
         if not 1 <= nodes <= MAX_NODES:
             raise ClusterError(f"--nodes {nodes}: allowed is 1 to {MAX_NODES}")
         reachable_state(self.paths)
-        seconds = steps.run(self.tools.missing())
-        specs = addons.image_specs(self.tools)
-        unbuilt = [spec for spec in specs if not self.images.built(spec)]
-        seconds += steps.run([Step(f"image {spec.name}", partial(self.images.image, spec), 2) for spec in unbuilt])
-        images = [self.images.image(spec) for spec in specs]
+        seconds = self.build(steps)
+        images = [self.images.image(spec) for spec in addons.image_specs(self.tools)]
         return seconds + steps.run(self._start_steps(nodes, gpus, images))
+
+    def build(self, steps: Steps) -> float:
+        """Fetch and build what is not cached: programs first, then images of them. Starts nothing."""
+        seconds = steps.run(self.tools.missing())
+        unbuilt = [spec for spec in addons.image_specs(self.tools) if not self.images.built(spec)]
+        images = [Step(f"image {spec.name}", partial(self.images.image, spec), 2) for spec in unbuilt]
+        return seconds + steps.run(images)
 
     def _start_steps(self, nodes: int, gpus: int, images: list[Image]) -> list[Step]:
         record = Record("local", nodes=nodes, gpus=gpus, ports=self._ports())

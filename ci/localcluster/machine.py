@@ -114,11 +114,23 @@ class Machine:
         return None
 
     def stop(self) -> None:
-        """End every process of the machine, and wait until the kernel has let go of them."""
-        for pid in marked_processes(MACHINE, self.marker):
-            if _namespace_pids(pid)[-1:] == [1] or len(_namespace_pids(pid)) == 1:  # its init, and what waits outside
-                _kill(pid)
-        wait_for(f"the end of {self.name}", lambda: not any(marked_processes(MACHINE, self.marker)), timeout_seconds=20)
+        """End every process of the machine, and wait until the kernel has let go of them.
+
+        The first process ends those inside with it; `unshare` outside then ends by itself, having read its status.
+        """
+        pid = self.init_pid
+        if pid is not None:
+            _kill(pid)
+            with contextlib.suppress(ClusterError):
+                wait_for(self.name, self._is_gone, timeout_seconds=5, poll_seconds=0.02)
+        for straggler in marked_processes(
+            MACHINE, self.marker
+        ):  # a start that was killed before it had a first process
+            _kill(straggler)
+        wait_for(f"the end of {self.name}", self._is_gone, timeout_seconds=15, poll_seconds=0.02)
+
+    def _is_gone(self) -> bool:
+        return not any(marked_processes(MACHINE, self.marker))
 
     def _environment(self) -> dict[str, str]:
         path = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin"

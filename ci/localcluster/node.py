@@ -67,7 +67,7 @@ class Node:
             hint=lambda: tail(self.paths.log(f"{self.name}-containerd")),
         )
         self._start_kubelet()
-        start_kube_proxy(self.machine, self.tools, self.control_plane.kubeconfig("kube-proxy"))
+        start_kube_proxy(self.machine, self.tools, self.control_plane.kubeconfig("kube-proxy"), node=self.name)
 
     def _start_machine(self) -> None:
         self.machine.start(self.tools.debian("catatonit"))

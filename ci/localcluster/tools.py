@@ -64,7 +64,7 @@ UNPACKED_PACKAGES: Mapping[str, tuple[str, ...]] = {
     "catatonit": ("usr/bin/catatonit",),
     "docker-registry": ("usr/bin/docker-registry",),
     "prometheus": ("usr/bin/prometheus",),
-    "busybox-static": ("bin/busybox",),
+    "busybox": ("bin/busybox",),
 }
 # program → the package that is installed when it is missing
 INSTALLED_PACKAGES: Mapping[str, str] = {
