@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from giblet.config.schema import GibletConfig, TrainingConfig
 from giblet.verify.checks import Evidence, is_step_count
+from giblet.verify.opening import checkpoint_ref
 from giblet.verify.report import Check, named
 
 
@@ -15,7 +17,7 @@ def consistent(evidence: Evidence) -> Check:
     if evidence.foreign:
         return _foreign(evidence)
     state, step = evidence.source.state, evidence.source.step or 0
-    faults = [*_progress(evidence, state, step), *_memory(state, step)]
+    faults = [*_progress(evidence, state, step), *_schedule(evidence.config, state, step), *_memory(state, step)]
     wrong = tuple(_wrong_counts(evidence, step))
     if wrong:
         faults.append(f"the optimizer has not done {step:,} steps in {named(wrong)}")
@@ -33,9 +35,9 @@ def _progress(evidence: Evidence, state: Mapping[str, Any], step: int) -> Iterat
         return
     if state["step"] != step:
         yield f"the manifest is of step {step:,}, the training state in it of step {state['step']:,}"
-    manifest = evidence.source.manifest
-    if manifest is not None and f"/step-{step:08d}/{manifest.attempt}/" not in f"/{evidence.source.place}":
-        yield f"it lies in {evidence.source.place}, its manifest is of step {step:,}, attempt {manifest.attempt}"
+    place, manifest = checkpoint_ref(evidence.source), evidence.source.manifest
+    if place is not None and (place.run, place.step, place.attempt) != (manifest.run, step, manifest.attempt):
+        yield f"it lies in {place.prefix}, its manifest is of run {manifest.run}, step {step:,}, {manifest.attempt}"
     if evidence.config is not None:
         batch = evidence.config.training.global_batch_samples
         if state["samples_consumed"] != state["step"] * batch:
@@ -45,6 +47,34 @@ def _progress(evidence: Evidence, state: Mapping[str, Any], step: int) -> Iterat
             )
     if evidence.steps_per_epoch and state["epoch"] != state["step"] // evidence.steps_per_epoch:
         yield f"epoch {state['epoch']:,} after {state['step']:,} steps of {evidence.steps_per_epoch:,} an epoch"
+
+
+def _schedule(config: GibletConfig | None, state: Mapping[str, Any], step: int) -> Iterator[str]:
+    """The rate that it recorded is that of the schedule at its last step, and the steps are not beyond its end."""
+    schedule = state.get("schedule")
+    if not isinstance(schedule, Mapping) or config is None:
+        return
+    total, rate = schedule.get("total_steps"), schedule.get("learning_rate")
+    if not isinstance(total, int) or not isinstance(rate, (int, float)):
+        yield "its schedule lacks total_steps or learning_rate"
+        return
+    expected = scheduled_rate(max(step - 1, 0), total, config.training)
+    if not math.isclose(rate, expected, rel_tol=1e-9):
+        yield f"its learning rate {rate:.6g} is not that of the schedule at step {step:,}, {expected:.6g}"
+    if step > total:
+        yield f"step {step:,} lies beyond the end of its schedule, step {total:,}"
+
+
+def scheduled_rate(step: int, total_steps: int, settings: TrainingConfig) -> float:
+    """The learning rate of step `step` (from 0): linear warm-up, then half a cosine (arXiv:1608.03983).
+
+    Written down a second time on purpose: the judge does not take the schedule from what it judges.
+    """
+    warmup, low = settings.warmup_steps, settings.minimum_learning_rate
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(total_steps - warmup, 1))
+    return low + (settings.learning_rate - low) * (1.0 + math.cos(math.pi * done)) / 2.0
 
 
 def _memory(state: Mapping[str, Any], step: int) -> Iterator[str]:

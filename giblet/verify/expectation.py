@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from giblet.config.schema import GibletConfig
 from giblet.errors import ConfigError
-from giblet.models.build import Dimensions
+from giblet.models.build import Dimensions, resolve_dimensions
 from giblet.models.structure import (
     ExpectedTensor,
-    expected_tensors,
     explained_zero_tensors,
     meta_model,
     zero_gradient_parameters,
@@ -55,7 +55,9 @@ class Expectation:
         known, reason = config is not None, "no configuration was given (--config)"
         if config is not None:
             try:
-                expected_tensors(config, dimensions, hrf_kernel=hrf_kernel)
+                resolve_dimensions(config, dimensions)
+                if config.data.hrf.kind == "fir" and hrf_kernel is None:
+                    raise ConfigError("the kernels of data.hrf.kind fir depend on the TR, which is not known")
             except ConfigError as error:
                 known, reason = False, f"the configuration leaves the model open: {error.message}"
         used, kernel = (config, hrf_kernel) if known and config is not None else (_any_config(config), torch.ones(2))
@@ -67,11 +69,17 @@ class Expectation:
         parameters = tuple(name for name, _ in model.named_parameters())
         still = {*zero_gradient_parameters(model), *(name for name in parameters if name.startswith(untrained))}
         zero |= {name for name in parameters if name.startswith(untrained) and name.endswith(".bias")}
-        tensors = expected_tensors(used, widths, hrf_kernel=kernel) if known else None
         return cls(
-            None if tensors is None else {tensor.name: tensor for tensor in tensors},
+            _described(model) if known else None,
             parameters, frozenset(zero), frozenset(still), "" if known else reason,
         )  # fmt: skip
+
+
+def _described(model: nn.Module) -> dict[str, ExpectedTensor]:
+    return {
+        name: ExpectedTensor(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for name, value in model.state_dict().items()
+    }
 
 
 def _any_config(config: GibletConfig | None) -> GibletConfig:

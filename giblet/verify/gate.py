@@ -12,12 +12,12 @@ import re
 from typing import Any
 
 from giblet.checkpoint.layout import CheckpointRef, verified_key
+from giblet.checkpoint.resume import pointer_body
 from giblet.errors import CheckpointError, StorageUnavailableError
 from giblet.storage import PreconditionFailedError, Storage
 from giblet.telemetry.logs import get_logger
 from giblet.verify.report import Report
 
-FORMAT = "giblet.verified/1"
 _REPORT = re.compile(r"runs/(?P<run>[^/]+)/reports/step-(?P<step>\d+)/(?P<attempt>[^/]+)\.json")
 _TRIES = 10
 log = get_logger(__name__)
@@ -52,7 +52,7 @@ def update_pointer(storage: Storage, run: str) -> CheckpointRef | None:
                 log.warning("verified", run=run, pointer="removed")
         elif current is None or (current.get("step"), current.get("attempt")) != (target.step, target.attempt):
             try:
-                storage.put(key, json.dumps(_pointer(target)).encode(), if_absent=current is None)
+                storage.put(key, pointer_body(target, report=target.report_key), if_absent=current is None)
             except PreconditionFailedError:
                 continue
             log.info("verified", run=run, pointer=target.prefix)
@@ -71,17 +71,6 @@ def newest_accepted(storage: Storage, run: str) -> CheckpointRef | None:
         if accepted and storage.head(ref.manifest_key) is not None:
             return ref
     return None
-
-
-def _pointer(ref: CheckpointRef) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "run": ref.run,
-        "step": ref.step,
-        "attempt": ref.attempt,
-        "manifest": ref.manifest_key,
-        "report": ref.report_key,
-    }
 
 
 def _read(storage: Storage, key: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from giblet.errors import EXIT_OK, EXIT_UNSAFE
 from giblet.verify.sources import TensorRecord
@@ -213,7 +213,8 @@ def _render_offenders(report: Report, console: Console) -> None:
     if not names:
         return
     table = Table(
-        "tensor", "shape", "NaN", "Inf", "over limit", "zero", "absmax", "mean", "std",
+        Column("tensor", overflow="fold", min_width=36),
+        "shape", "NaN", "Inf", "over limit", "zero", "absmax", "mean", "std",
         box=None, pad_edge=False, header_style="dim",
     )  # fmt: skip
     for name in names:

@@ -20,7 +20,7 @@ import numpy as np
 from giblet.errors import CheckpointError
 
 MAX_PICKLE_BYTES = 512 * 1024 * 1024
-MAX_LEAVES = 5_000_000
+MAX_LEAVES = 2_000_000
 MAX_DEPTH = 64
 
 
@@ -227,6 +227,10 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return codecs.encode(text, "latin1")
 
 
+def _members(values: Any = ()) -> list[Any]:
+    return list(values) if isinstance(values, list) else []
+
+
 def _text(*parts: Any) -> str:
     return "/".join(str(part) for part in parts).replace("//", "/")
 
@@ -246,8 +250,11 @@ _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     ("_codecs", "encode"): _encode,
     ("pathlib", "PosixPath"): _text,
     ("pathlib", "PurePosixPath"): _text,
-    ("builtins", "set"): lambda values=(): list(values),
-    ("builtins", "frozenset"): lambda values=(): list(values),
+    **{
+        (module, name): _members
+        for module in ("builtins", "__builtin__")
+        for name in ("set", "frozenset")
+    },
 }  # fmt: skip
 _DTYPES = frozenset(
     {

@@ -1,0 +1,138 @@
+"""Counts and moments against numpy, on random bytes with planted values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from giblet.verify import statistics
+from giblet.verify.statistics import Meter, TensorStatistics, number_format
+
+LIMIT = 1e6
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def measure(tensor: torch.Tensor) -> TensorStatistics:
+    form = number_format(str(tensor.dtype))
+    assert form is not None
+    return Meter(LIMIT).measure(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), form)
+
+
+@np.errstate(over="ignore")
+def reference(tensor: torch.Tensor) -> TensorStatistics:
+    values = tensor.to(torch.float64).reshape(-1).numpy()
+    finite = values[np.isfinite(values)]
+    return TensorStatistics(
+        elements=values.size,
+        nan=int(np.isnan(values).sum()),
+        inf=int(np.isinf(values).sum()),
+        over_limit=int((np.abs(finite) > LIMIT).sum()) if tensor.is_floating_point() else 0,
+        zero=int((values == 0).sum()),
+        absmax=float(np.abs(finite).max()) if finite.size else 0.0,
+        mean=float(finite.mean()) if finite.size else 0.0,
+        squares=float(finite.var() * finite.size) if finite.size else 0.0,
+    )
+
+
+def assert_same(found: TensorStatistics, wanted: TensorStatistics) -> None:
+    for count in ("elements", "nan", "inf", "over_limit", "zero", "absmax"):
+        assert getattr(found, count) == getattr(wanted, count), count
+    size = max(wanted.absmax, 1e-300)
+    assert found.mean == pytest.approx(wanted.mean, rel=1e-5, abs=1e-6 * size)
+    assert found.std == pytest.approx(wanted.std, rel=1e-5, abs=1e-9 * size)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    dtype=st.sampled_from(FLOATS),
+    size=st.sampled_from([1, 2, 255, 8192, 8193, 65_536, 65_537, 150_001]),
+    scale=st.sampled_from([1e-30, 1e-3, 1.0, 1e4]),
+    offset=st.sampled_from([0.0, 1.0, -300.0]),
+    plants=st.lists(
+        st.tuples(
+            st.floats(0, 1, exclude_max=True),
+            st.sampled_from(
+                [float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 1e6, 1000001.0, -2e6, 1.5e30, 65504.0, 5e-8]
+            ),
+        ),
+        max_size=12,
+    ),
+    seed=st.integers(0, 2**31),
+)
+def test_counts_are_exactly_numpys(dtype, size, scale, offset, plants, seed):
+    values = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale + offset
+    for where, value in plants:
+        values[int(where * size)] = value
+    tensor = values.to(getattr(torch, dtype))
+    assert_same(measure(tensor), reference(tensor))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64", "bool"])
+def test_integers_are_counted_and_never_over_the_limit(dtype):
+    generator = torch.Generator().manual_seed(1)
+    tensor = torch.randint(0, 2 if dtype == "bool" else 100, (70_001,), generator=generator).to(getattr(torch, dtype))
+    assert_same(measure(tensor), reference(tensor))
+    big = torch.tensor([0, 7_000_000], dtype=torch.int64)
+    assert measure(big).over_limit == 0
+    assert measure(big).absmax == 7e6
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"])
+def test_every_byte_of_an_8_bit_float(dtype):
+    tensor = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(getattr(torch, dtype)).repeat(300)
+    assert_same(measure(tensor), reference(tensor))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_every_pattern_of_16_bits_and_the_edges_of_the_wider_ones(dtype):
+    if dtype in ("float16", "bfloat16"):
+        tensor = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(getattr(torch, dtype))
+    else:
+        info = torch.finfo(getattr(torch, dtype))
+        edges = [0.0, -0.0, info.tiny, -info.tiny, info.smallest_normal / 2, info.max, info.min, 1e6, 1000000.0625]
+        tensor = torch.tensor([*edges, float("nan"), -float("nan"), float("inf")], dtype=getattr(torch, dtype))
+    found, wanted = measure(tensor), reference(tensor)
+    for count in ("elements", "nan", "inf", "over_limit", "zero", "absmax"):
+        assert getattr(found, count) == getattr(wanted, count), count
+
+
+def test_a_nearly_constant_tensor_keeps_its_deviation():
+    """float32 sums alone would lose it: the mean is a million deviations away."""
+    tensor = 1.0 + 1e-6 * torch.randn(200_000, generator=torch.Generator().manual_seed(3))
+    assert measure(tensor).std == pytest.approx(tensor.double().std(correction=0).item(), rel=1e-4)
+
+
+def test_squares_that_overflow_float32_do_not():
+    tensor = torch.full((10_000,), 1e30)
+    tensor[::2] = -1e30
+    assert measure(tensor).std == pytest.approx(1e30, rel=1e-6)
+
+
+def test_merging_parts_equals_the_whole():
+    tensor = torch.randn(100_000, generator=torch.Generator().manual_seed(4)).cumsum(0)
+    total = TensorStatistics()
+    for part in tensor.split(777):
+        total.merge(measure(part))
+    assert_same(total, reference(tensor))
+
+
+def test_blocks_stay_within_the_scratch(monkeypatch):
+    """A tensor of many blocks gives what one of a few gives."""
+    tensor = torch.randn(50_000, generator=torch.Generator().manual_seed(5)).to(torch.bfloat16)
+    whole = measure(tensor)
+    monkeypatch.setattr(statistics, "BLOCK_ELEMENTS", 1024)
+    assert_same(measure(tensor), whole)
+
+
+def test_complex_numbers_count_by_component():
+    tensor = torch.tensor([1 + 0j, complex("nan"), 3j], dtype=torch.complex64)
+    found = Meter(LIMIT).measure(tensor.view(torch.float32).view(torch.uint8).numpy(), number_format("complex64"))
+    assert (found.elements, found.nan, found.zero) == (6, 1, 3)
+
+
+def test_a_dtype_that_is_not_known_has_no_format():
+    assert number_format("F4") is None
+    assert number_format("torch.bfloat16") == number_format("BF16")
