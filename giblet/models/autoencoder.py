@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from giblet.models.decoders import AudioObjective, Decoder
@@ -84,13 +85,22 @@ class MultimodalAutoencoder(nn.Module):
         )
 
     def forward(
-        self, video: Tensor, audio: Tensor, text: Tensor, *, trs: int = 1, row_mask: Tensor | None = None
+        self,
+        video: Tensor,
+        audio: Tensor,
+        text: Tensor,
+        *,
+        trs: int = 1,
+        row_mask: Tensor | None = None,
+        decode_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Encode and decode N rows.
 
         `video` (N, F, H, W, 3) or flat, in [0, 1]; `audio` (N, Q, A) codes or flat, unscaled; `text` (N, D). With
         `trs` > 1 rows are segment-major and the haemodynamic convolution runs within each segment. Rows where
-        `row_mask` (N,) is False take no part, in no statistic either, and come back as zeros.
+        `row_mask` (N,) is False take no part, in no statistic either, and come back as zeros. With `decode_mask` (N,)
+        only those rows are decoded, and what the decoder returns has only them, in their order: context, which is there
+        for its past, need not be rebuilt. Masks may stay on the host.
 
         Returns `bottleneck` (N, bottleneck), `predicted_fmri` (N, V), `video_recon` (N, H·W·3) in [0, 1],
         `audio_recon` (N, Q, A) codes, `text_recon` (N, D), and `audio_logits` (N, Q, A, 1024) if codes are classified.
@@ -99,13 +109,20 @@ class MultimodalAutoencoder(nn.Module):
         count = video.shape[0]
         if count % trs:
             raise ValueError(f"{count} rows are no whole number of segments of {trs} TRs")
-        real = None if row_mask is None or bool(row_mask.all()) else row_mask.nonzero().squeeze(1).to(video.device)
+        if row_mask is not None and bool(row_mask.all()):
+            row_mask = None
+        real = _indices(row_mask, video.device)
         grid = Grid(count, trs, real)
         flat = [values.flatten(1) if real is None else values.flatten(1)[real] for values in (video, audio, text)]
         bottleneck, bold = self.encoder(flat[0], flat[1].to(flat[0].dtype), flat[2], grid)
-        decoded = self.decoder(bottleneck)
-        return {
-            "bottleneck": grid.spread(bottleneck),
-            "predicted_fmri": bold,
-            **{name: grid.spread(values) for name, values in decoded.items()},
-        }
+        outputs = {"bottleneck": grid.spread(bottleneck), "predicted_fmri": bold}
+        if decode_mask is None:
+            return outputs | {name: grid.spread(values) for name, values in self.decoder(bottleneck).items()}
+        wanted = _indices(decode_mask if row_mask is None else decode_mask[row_mask], video.device)
+        decoded: dict[str, Tensor] = self.decoder(bottleneck[wanted])
+        return outputs | decoded
+
+
+def _indices(mask: Tensor | None, device: torch.device) -> Tensor | None:
+    """Where `mask` (N,) is True, on `device`; None, for all, if there is no mask."""
+    return None if mask is None else mask.nonzero().squeeze(1).to(device, non_blocking=True)

@@ -33,8 +33,11 @@ class AudioCodebook(nn.Module):
         _fill_normal(self.weight, CODE_FEATURES**-0.5)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(n, Q, A, CODE_FEATURES) → logits (n, Q, A, CODES)."""
-        return torch.matmul(features, self.weight).add_(self.bias)
+        """(n, Q, A, CODE_FEATURES) → logits (n, Q, A, CODES), laid out codebook by codebook: one product each."""
+        n, codebooks, frames, _ = features.shape
+        by_codebook = features.transpose(0, 1).reshape(codebooks, n * frames, CODE_FEATURES)
+        logits = torch.baddbmm(self.bias, by_codebook, self.weight)
+        return logits.view(codebooks, n, frames, CODES).transpose(0, 1)
 
 
 class Decoder(nn.Module):

@@ -97,27 +97,22 @@ class Losses:
         bold = (batch.bold_mask & target[:, None]).sum(dim=0).to(torch.float64) @ voxels
         return torch.stack((bold, pixels, codes, text.sum() * batch.text.shape[1])).to(torch.float64)
 
-    def terms(
-        self,
-        outputs: Mapping[str, Tensor],
-        batch: BatchLike,
-        counts: Tensor | None = None,
-        *,
-        frame: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def terms(self, outputs: Mapping[str, Tensor], batch: BatchLike, counts: Tensor | None = None) -> dict[str, Tensor]:
         """Each term of `TERMS` as a ratio, scalars.
 
-        `counts` are those of the whole that this batch is a part of (None: of this batch alone). `frame` is
-        `target_frame` of this batch, for a caller who has scaled the video already.
+        `counts` are those of the whole that this batch is a part of (None: of this batch alone). The decoder's outputs
+        may have all rows or, from `forward(decode_mask=batch.target_mask)`, the target rows only.
         """
         counts = self.counts(batch) if counts is None else counts
-        frame = target_frame(scaled_video(batch.video), batch.video_mask) if frame is None else frame
-        video, audio, text = _row_masks(batch)
+        some = outputs["text_recon"].shape[0] != batch.text.shape[0]
+        rows: Tensor | slice = batch.target_mask if some else slice(None)
+        video, audio, text = (mask[rows] for mask in _row_masks(batch))
+        frame = target_frame(scaled_video(batch.video[rows]), batch.video_mask[rows])
         sums = {
             "bold": self._bold(outputs["predicted_fmri"], batch),
             "video": _squared(outputs["video_recon"], frame, video),
-            "audio": _audio(outputs, batch, batch.audio_mask & audio[:, None]),
-            "text": _squared(outputs["text_recon"], batch.text, text),
+            "audio": _audio(outputs, batch.audio[rows], batch.audio_mask[rows] & audio[:, None]),
+            "text": _squared(outputs["text_recon"], batch.text[rows], text),
         }
         scale = counts.clamp(min=1.0).to(torch.float32)
         return {name: sums[name] / (scale[index] * self.scales[name]) for index, name in enumerate(TERMS)}
@@ -158,7 +153,9 @@ def target_frame(video: Tensor, video_mask: Tensor) -> Tensor:
 def token_hits(outputs: Mapping[str, Tensor], batch: BatchLike) -> Tensor:
     """How many of the counted audio codes are predicted exactly; compare with the unigram's accuracy."""
     mask = (batch.audio_mask & _row_masks(batch)[1][:, None])[:, None, :]
-    return ((outputs["audio_recon"] == batch.audio) & mask).sum()
+    predicted = outputs["audio_recon"]
+    rows: Tensor | slice = batch.target_mask if len(predicted) != len(batch.audio) else slice(None)
+    return ((predicted == batch.audio[rows]) & mask[rows]).sum()
 
 
 def _row_masks(batch: BatchLike) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,11 +168,13 @@ def _squared(predicted: Tensor, wanted: Tensor, rows: Tensor) -> Tensor:
     return torch.where(rows, (predicted.float() - wanted).square().sum(dim=1), 0.0).sum()
 
 
-def _audio(outputs: Mapping[str, Tensor], batch: BatchLike, mask: Tensor) -> Tensor:
-    """Sum over codes of cross-entropy in nats, or of squared errors. `mask` (N, A)."""
+def _audio(outputs: Mapping[str, Tensor], codes: Tensor, mask: Tensor) -> Tensor:
+    """Sum over codes (n, Q, A) of cross-entropy in nats, or of squared errors. `mask` (n, A)."""
     logits = outputs.get("audio_logits")
     if logits is None:
-        error = (outputs["audio_recon"].float() - batch.audio).square().sum(dim=1)
+        error = (outputs["audio_recon"].float() - codes).square().sum(dim=1)
         return torch.where(mask, error, 0.0).sum()
-    codes = batch.audio.masked_fill(~mask[:, None], _IGNORED)
-    return F.cross_entropy(logits.flatten(0, 2).float(), codes.flatten(), ignore_index=_IGNORED, reduction="sum")
+    # Laid out codebook by codebook, as the head makes them, so that nothing is copied.
+    wanted = codes.masked_fill(~mask[:, None], _IGNORED).transpose(0, 1).flatten()
+    by_codebook = logits.transpose(0, 1).flatten(0, 2)
+    return F.cross_entropy(by_codebook.float(), wanted, ignore_index=_IGNORED, reduction="sum")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -134,13 +136,14 @@ def parallelise(model: MultimodalAutoencoder, world: World, config: GibletConfig
     # Buffers are statistics that every rank computes alike; they need no exchange. The argument has two names.
     parameters = inspect.signature(DistributedDataParallel).parameters
     sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-    copies = DistributedDataParallel(
-        model, device_ids=devices, gradient_as_bucket_view=True, bucket_cap_mb=100, **{sync_buffers: False}
-    )
+    options: dict[str, Any] = {"gradient_as_bucket_view": True, "bucket_cap_mb": 100, sync_buffers: False}
+    copies = DistributedDataParallel(model, device_ids=devices, **options)
     return ParallelModel(model, copies, lambda last: nullcontext() if last else copies.no_sync())
 
 
 def _sharded(model: MultimodalAutoencoder, world: World, settings: TrainingConfig, seed: int) -> ParallelModel:
+    # The logits come back transposed, as a view; nobody writes into them.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     mesh = init_device_mesh(world.device.type, (world.size,))
     bf16 = settings.precision == "bf16"
     policy = MixedPrecisionPolicy(

@@ -18,7 +18,7 @@ from torch import Tensor
 from giblet.config.schema import GibletConfig
 from giblet.data.batches import Batch
 from giblet.errors import DivergedError
-from giblet.models.losses import TERMS, Losses, scaled_video, target_frame
+from giblet.models.losses import TERMS, Losses, scaled_video
 from giblet.models.norm import NormStatistics
 from giblet.training.optimizer import learning_rate, set_learning_rate
 from giblet.training.parallel import ParallelModel, World, full
@@ -120,13 +120,18 @@ class Pass(NamedTuple):
 def forward_pass(parallel: ParallelModel, batch: Batch, losses: Losses, counts: Tensor, bf16: bool) -> Pass:
     """Move a micro-batch to the device of `counts`, run the model, take the loss terms relative to `counts`."""
     device = counts.device
-    row_mask = batch.row_mask  # stays on the host, where looking at it costs nothing
+    row_mask, decode_mask = batch.row_mask, batch.target_mask  # on the host, where looking at them costs nothing
     batch = batch if device.type == "cpu" else batch.to(device, non_blocking=True)
-    video = scaled_video(batch.video)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        outputs = parallel.forward(video, batch.audio, batch.text, trs=batch.trs, row_mask=row_mask)
-    frame = target_frame(video, batch.video_mask)
-    return Pass(losses.terms(outputs, batch, counts, frame=frame), outputs, batch)
+        outputs = parallel.forward(
+            scaled_video(batch.video),
+            batch.audio,
+            batch.text,
+            trs=batch.trs,
+            row_mask=row_mask,
+            decode_mask=decode_mask,
+        )
+    return Pass(losses.terms(outputs, batch, counts), outputs, batch)
 
 
 def _seed_dropout(seed: int, step: int, micro_batch: int) -> None:

@@ -59,6 +59,19 @@ def test_only_bold_lags():
         assert torch.equal(rows[name], segments[name])
 
 
+def test_rows_that_are_not_decoded_change_nothing_else():
+    model = build("convolve")
+    real = torch.ones(12, dtype=torch.bool)
+    real[:2] = False
+    wanted = real & (torch.arange(12) % 6 > 2)
+    for mask in (real, None):
+        whole = model(*inputs(12), trs=6, row_mask=mask)
+        some = model(*inputs(12), trs=6, row_mask=mask, decode_mask=wanted)
+        for name, value in whole.items():
+            rows = slice(None) if name in ("bottleneck", "predicted_fmri") else wanted
+            torch.testing.assert_close(some[name], value[rows], rtol=1e-5, atol=1e-5)
+
+
 def test_kernels_are_learned_per_voxel_and_start_canonical():
     model = build("fir")
     kernels = dict(model.named_parameters())["encoder.bottleneck_to_voxels.hrf_kernel"]

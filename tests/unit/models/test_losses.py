@@ -107,6 +107,17 @@ def test_parts_add_up_to_the_whole(batch):
     assert sums == pytest.approx({name: value.item() for name, value in whole.items()}, rel=1e-5)
 
 
+def test_decoding_the_targets_only_gives_the_same_terms(batch):
+    losses = Losses(STATISTICS, VOXELS, ModelConfig())
+    outputs = outputs_for(batch, classify=True)
+    short = {k: v if k == "predicted_fmri" else v[batch.target_mask] for k, v in outputs.items()}
+    found, expected = losses.terms(short, batch), losses.terms(outputs, batch)
+    assert {k: v.item() for k, v in found.items()} == pytest.approx({k: v.item() for k, v in expected.items()})
+    outputs["audio_recon"] = torch.where(torch.rand(batch.audio.shape) < 0.5, batch.audio, 0)
+    hits = token_hits({"audio_recon": outputs["audio_recon"][batch.target_mask]}, batch)
+    assert hits == token_hits(outputs, batch) > 0
+
+
 def test_what_is_masked_has_no_gradient(batch):
     outputs = {k: v.requires_grad_() for k, v in outputs_for(batch, classify=True).items()}
     losses = Losses(STATISTICS, VOXELS, ModelConfig())
