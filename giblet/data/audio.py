@@ -4,8 +4,8 @@
     codes = processor.encode(waveform, sample_rate_hz=44100)      # int16 (Q, frames)
     codes = processor.encode_film("film.mp4")
 
-Sound of any length is encoded in windows of bounded memory, and the codes are those of the whole at once: the network is
-causal, so each window of the convolutions gets the few samples of the past that they can see, and the LSTM's state
+Sound of any length is encoded in windows of bounded memory, and the codes are those of the whole at once: the network
+is causal, so each window of the convolutions gets the few samples of the past that they can see, and the LSTM's state
 is carried over. (Float rounding may differ, which can flip a code whose two best entries are equally near.)
 """
 
@@ -120,10 +120,8 @@ def film_sound(film: Film) -> Iterator[Waveform]:
         raise DataError(f"{film.path} has no sound", remedy="use a film with a sound track; a silent one would do")
     resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
     with open_film(film.path) as container:
-        pictures, stream = container.streams.video[0], container.streams.audio[0]
-        zero = float((pictures.start_time or 0) * (pictures.time_base or 0))
-        position = 0
-        for piece in _resampled(resampler, container.decode(stream)):
+        position, zero = 0, float(film.start)
+        for piece in _resampled(resampler, container.decode(container.streams.audio[0])):
             samples = _samples(piece)
             at = position
             if piece.pts is not None and piece.time_base is not None:

@@ -1,7 +1,7 @@
 """Prepared datasets to and from storage: `datasets/<content hash>/…`, the manifest last in both directions.
 
-    publish(dataset, storage)
-    dataset = fetch(storage, content_hash, cache_dir)
+publish(dataset, storage)
+dataset = fetch(storage, content_hash, cache_dir)
 """
 
 from __future__ import annotations

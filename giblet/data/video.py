@@ -23,15 +23,23 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from giblet.errors import DataError
 
 Picture = npt.NDArray[np.uint8]
+SEEK_BACK_SECONDS = 1
+"""A picture just before the keyframe that a seek finds may lack what it refers to; none that counts is so near it."""
+
 MISSING_SECONDS = Fraction(1, 2)
 """A film may end so much before its declared end, or two frames, whichever is more; beyond that it is truncated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """What a film says of itself. `duration` is its pictures', in seconds; `fps` its nominal frame rate."""
+    """What a film says of itself, in seconds.
+
+    `start` is its first picture's timestamp, where the film's clock is 0; `duration` its pictures'; `fps` its nominal
+    frame rate.
+    """
 
     path: Path
+    start: Fraction
     duration: Fraction
     fps: Fraction
     has_sound: bool
@@ -52,7 +60,10 @@ def open_film(path: Path) -> Iterator[av.container.InputContainer]:
 
 
 def probe(path: Path) -> Film:
-    """Read a film's heading. Raises `DataError` if it has no pictures, or does not say how long it is."""
+    """Read a film's heading and first picture.
+
+    Raises `DataError` if it has no pictures, or does not say how long it is.
+    """
     with open_film(path) as container:
         if not container.streams.video:
             raise DataError(f"{path} has no pictures", remedy="name a film in stim_file")
@@ -70,7 +81,11 @@ def probe(path: Path) -> Film:
                 f"{path} does not say how long it is or at what frame rate",
                 remedy="the file is truncated or a bare stream; remux it with ffmpeg -i film -c copy film.mkv",
             )
-        return Film(path, Fraction(duration), Fraction(fps), bool(container.streams.audio))
+        first = next((frame for frame in container.decode(stream) if frame.pts is not None), None)
+        if first is None or stream.time_base is None:
+            raise DataError(f"{path} has no picture that can be decoded", remedy="copy the film again, or convert it")
+        start = (first.pts or 0) * stream.time_base
+        return Film(path, Fraction(start), Fraction(duration), Fraction(fps), bool(container.streams.audio))
 
 
 def sample_pictures(
@@ -112,14 +127,14 @@ def _frames(
     stream.thread_type = "AUTO"
     stream.codec_context.thread_count = threads
     base = Fraction(stream.time_base or 0)
-    zero = stream.start_time or 0
-    if start > 0:
-        container.seek(int(start / base) + zero, stream=stream, backward=True)
+    if start > SEEK_BACK_SECONDS:
+        goal = start - SEEK_BACK_SECONDS
+        container.seek(int((goal + film.start) / base), stream=stream, backward=True)
     for frame in container.decode(stream):
         if frame.pts is None:
             continue
-        time = (frame.pts - zero) * base
-        if frame.is_corrupt:
+        time = frame.pts * base - film.start
+        if frame.is_corrupt and time >= start:
             raise DataError(
                 f"{film.path} is damaged at {float(time):.2f} s", remedy="copy the film again, or re-encode it"
             )
