@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.storage import WriteResult
 
 from giblet.checkpoint import exact_json, layout, resume, starts
+from giblet.checkpoint.dtypes import dtype_name
 from giblet.checkpoint.layout import CheckpointRef
 from giblet.checkpoint.manifest import Manifest
 from giblet.checkpoint.opened import read_manifest
@@ -150,7 +151,7 @@ class CheckpointStore:
         """Fill `tensors` in place with what `ref` holds under their names, checking every byte; returns the state.
 
         Each rank reads what it needs, whatever the world size of the save. A checkpoint that proves damaged is
-        quarantined. Raises `CheckpointError` on all ranks if it is, or if names or shapes differ.
+        quarantined. Raises `CheckpointError` on all ranks if it is, or if names, types or shapes differ.
         """
         self._finish()
         manifest = self._ranks.on_first(lambda: read_manifest(self.storage, ref.prefix))
@@ -264,18 +265,18 @@ class CheckpointStore:
         assert self._start is not None
         try:
             prune(self.storage, self.run, self._config, newest=newest, start=self._start, best=self._best)
-        except GibletError as error:
-            log.warning("old checkpoints could not be removed", error=error.message)
+        except Exception as error:
+            log.warning("old checkpoints could not be removed", error=f"{type(error).__name__}: {error}")
 
     def _check_names(self, manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> None:
-        missing = sorted(tensors.keys() - manifest.tensors.keys())
-        shapes = [
-            f"{name} is {list(tensors[name].shape)} here and {list(manifest.tensors[name].shape)} there"
-            for name in tensors
-            if name in manifest.tensors and tuple(tensors[name].shape) != manifest.tensors[name].shape
-        ]
-        if missing or shapes:
-            told = [f"it has no {name}" for name in missing] + shapes
+        told = [f"it has no {name}" for name in sorted(tensors.keys() - manifest.tensors.keys())]
+        for name, tensor in tensors.items():
+            if (there := manifest.tensors.get(name)) is None:
+                continue
+            here = (dtype_name(tensor.dtype, name), tuple(tensor.shape))
+            if here != (there.dtype, there.shape):
+                told.append(f"{name} is {here[0]} {list(here[1])} here and {there.dtype} {list(there.shape)} there")
+        if told:
             raise CheckpointError(
                 f"{self.storage.url}: the checkpoint of step {manifest.step} does not fit: "
                 f"{'; '.join(told[:5])}{f' and {len(told) - 5} more' if len(told) > 5 else ''}",
