@@ -11,7 +11,6 @@ import torch
 from pydantic import ValidationError
 
 from giblet.config.schema import GibletConfig
-from giblet.data.hrf import canonical_kernel
 from giblet.models.build import Dimensions
 from giblet.storage import Storage
 from giblet.telemetry.logs import get_logger
@@ -22,7 +21,6 @@ from giblet.verify.consistency import consistent
 from giblet.verify.expectation import Expectation
 from giblet.verify.opening import checkpoint_ref, open_source
 from giblet.verify.report import VERDICT_NUMBERS, Check, Group, Report
-from giblet.verify.restoring import restoring_checks
 from giblet.verify.sources import DamagedError, Source
 from giblet.verify.stream import StreamResult, stream
 
@@ -62,7 +60,9 @@ def verify(
     checks = [check(evidence) for check in (complete, structure, finite, magnitude, dead, consistent)]
     scores: dict[str, float] = {}
     if restore:
-        facts = _facts(source.state, config)
+        from giblet.verify.restoring import restoring_checks  # brings in what scores, which the rest does without
+
+        facts = _facts(source.state, config, kernels=("fir", "convolve"))
         more, scores = restoring_checks(evidence, *facts, dataset, device)
         checks += more
     else:
@@ -91,7 +91,7 @@ def verify(
 
 def gather(source: Source, result: StreamResult, config: GibletConfig | None, limit: float) -> Evidence:
     """All that the checks look at."""
-    dimensions, kernel = _facts(source.state, config)
+    dimensions, kernel = _facts(source.state, config, kernels=("fir",))
     schedule = source.state.get("schedule")
     steps = schedule.get("steps_per_epoch") if isinstance(schedule, Mapping) else None
     return Evidence(
@@ -115,8 +115,13 @@ def recorded_config(source: Source) -> GibletConfig | None:
     return None
 
 
-def _facts(state: Mapping[str, Any], config: GibletConfig | None) -> tuple[Dimensions | None, torch.Tensor | None]:
-    """The data's dimensions and the haemodynamic kernel, from what training recorded of its dataset."""
+def _facts(
+    state: Mapping[str, Any], config: GibletConfig | None, *, kernels: tuple[str, ...]
+) -> tuple[Dimensions | None, torch.Tensor | None]:
+    """The data's dimensions and the haemodynamic kernel, from what training recorded of its dataset.
+
+    The kernel is made for models of the kinds in `kernels`; one that convolves has no tensors for it.
+    """
     recorded = state.get("dataset")
     if not isinstance(recorded, Mapping):
         return None, None
@@ -129,8 +134,10 @@ def _facts(state: Mapping[str, Any], config: GibletConfig | None) -> tuple[Dimen
         except (TypeError, ValueError):
             dimensions = None
     tr_seconds = recorded.get("tr_seconds")
-    if config is None or config.data.hrf.kind == "none" or not isinstance(tr_seconds, (int, float)) or tr_seconds <= 0:
+    if config is None or config.data.hrf.kind not in kernels or not isinstance(tr_seconds, (int, float)):
         return dimensions, None
+    from giblet.data.hrf import canonical_kernel  # scipy, for its integral
+
     kernel = canonical_kernel(float(tr_seconds), config.data.hrf.duration_seconds)
     return dimensions, torch.as_tensor(kernel, dtype=torch.float32)
 

@@ -21,8 +21,8 @@ from giblet.verify.crc import join
 from giblet.verify.sources import Reader, Source, StoredObject
 from giblet.verify.statistics import BLOCK_BYTES, Array, Meter, NumberFormat, TensorStatistics
 
-SPAN_BYTES = 8 * 1024 * 1024
-REMOTE_READS = 6
+SPAN_BYTES = 4 * 1024 * 1024
+REMOTE_READS = 4
 """Ranges asked for at a time where each costs a round trip."""
 
 
