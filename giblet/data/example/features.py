@@ -39,7 +39,7 @@ WIDTH, HEIGHT = 48, 27
 _SAMPLE_RATE_HZ = 16000
 _WINDOW_SAMPLES = 400
 _MEL_BANDS = 24
-_COMPONENTS = {"layout": 6, "motion": 10, "sound": 12, "words": 10}
+_COMPONENTS = {"layout": 3, "motion": 4, "sound": 5, "words": 6}
 _TEMPORAL_HZ = (0.0, 2.0, -2.0, 4.0, -4.0)
 _NOVELTY_BINS = round(1.0 / BIN_SECONDS)
 
@@ -199,7 +199,7 @@ def _motion_energy(gabor: Floats) -> Floats:
         b = _filter_time(even, sine) + _filter_time(odd, cosine)
         energies.append(np.log1p(400 * (a**2 + b**2)))
     energy = np.concatenate(energies, axis=1)
-    return energy.reshape(-1, FRAMES_A_BIN, energy.shape[1]).mean(axis=1).astype(np.float32)
+    return np.asarray(energy.reshape(-1, FRAMES_A_BIN, energy.shape[1]).mean(axis=1), np.float32)
 
 
 def _filter_time(series: Floats, kernel: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -284,17 +284,15 @@ def sentence_model(name: str) -> Embed:
     """
     remedy = "install giblet with its demo and hf extras, or name the folder of a sentence-transformers model"
     try:
-        from sentence_transformers import SentenceTransformer
-        from transformers.utils.logging import disable_progress_bar
-
         folder = Path(name)
         if name.startswith("package:"):
-            module = importlib.import_module(name.removeprefix("package:"))
-            folder = Path(module.get_model_path())
+            folder = Path(importlib.import_module(name.removeprefix("package:")).get_model_path())
+        if not folder.is_dir():
+            raise DependencyError(f"there is no sentence model at {folder}", remedy=remedy)
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
         raise DependencyError(f"the sentence model {name} needs a package: {error}", remedy=remedy) from error
-    if not folder.is_dir():
-        raise DependencyError(f"there is no sentence model at {folder}", remedy=remedy)
 
     def embed(sentences: list[str]) -> Floats:
         disable_progress_bar()  # type: ignore[no-untyped-call]

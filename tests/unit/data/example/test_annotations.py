@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def test_the_packaged_table_describes_the_film_from_end_to_end() -> None:
     assert len(segments) >= 60
     assert segments[0].onset_seconds == 0
     assert segments[-1].end_seconds <= FILM_SECONDS
-    for before, after in zip(segments, segments[1:], strict=False):
+    for before, after in itertools.pairwise(segments):
         assert before.end_seconds <= after.onset_seconds + 1e-6, f"{before} overlaps {after}"
         assert after.onset_seconds - before.end_seconds < 1.0, f"nothing between {before} and {after}"
 

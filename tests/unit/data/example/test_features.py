@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.example_film import hashed_words, write_film
 
 from giblet.data.example import features
 from giblet.data.example.annotations import Segment
 from giblet.errors import DependencyError
+from tests.support.example_film import hashed_words, write_film
 
 
 class Count:
@@ -47,9 +47,10 @@ def test_motion_energy_tells_directions_apart() -> None:
     }
     by_frequency = {d: e.reshape(len(features._TEMPORAL_HZ), -1).max(axis=1) for d, e in energies.items()}
     forward, backward = features._TEMPORAL_HZ.index(2.0), features._TEMPORAL_HZ.index(-2.0)
-    assert by_frequency[1][forward] > 2 * by_frequency[1][backward] or by_frequency[1][backward] > 2 * by_frequency[1][
-        forward
-    ]
+    assert (
+        by_frequency[1][forward] > 2 * by_frequency[1][backward]
+        or by_frequency[1][backward] > 2 * by_frequency[1][forward]
+    )
     preferred = int(by_frequency[1].argmax())
     opposite = int(by_frequency[-1].argmax())
     assert {preferred, opposite} == {forward, backward}

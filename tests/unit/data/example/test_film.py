@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import tarfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.example_film import FRAMES_PER_SECOND, SAMPLE_RATE_HZ, frame_numbers, sound_of, write_film
 
 from giblet.data.example import film
 from giblet.errors import DataError, DependencyError
+from tests.support.example_film import FRAMES_PER_SECOND, SAMPLE_RATE_HZ, frame_numbers, sound_of, write_film
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_parts_tile_the_film_and_are_about_equal(made: Path) -> None:
     parts = film.plan_parts(made, 3)
     assert parts[0].start_seconds == 0
     assert parts[-1].stop_seconds == pytest.approx(12)
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in itertools.pairwise(parts):
         assert before.stop_seconds == after.start_seconds
     assert [part.duration_seconds for part in parts] == pytest.approx([4, 4, 4], abs=0.5)
 
@@ -53,7 +54,9 @@ def test_the_sound_of_a_part_is_the_films_to_the_sample(made: Path, tmp_path: Pa
         start = round(part.start_seconds * SAMPLE_RATE_HZ)
         length = min(len(cut), len(whole) - start)
         assert length >= (part.duration_seconds - 0.03) * SAMPLE_RATE_HZ
-        np.testing.assert_allclose(cut[:length], whole[start : start + length], atol=0.015)  # AAC noise bands are random
+        np.testing.assert_allclose(
+            cut[:length], whole[start : start + length], atol=0.015
+        )  # AAC noise bands are random
 
 
 def test_a_film_without_sound_is_refused(tmp_path: Path) -> None:
