@@ -130,10 +130,14 @@ def _find(folder: Path) -> EmbeddedServer | None:
         server = EmbeddedServer(**json.loads((folder / _STATE_NAME).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    port = int(server.endpoint_url.rpartition(":")[2])
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
-        return server
-    return None
+    # a request, not a mere connection: a killed server's ports stay open for a moment, or belong to another by now
+    return server if _probe(server, "giblet").is_reachable() else None
+
+
+def _probe(server: EmbeddedServer, bucket: str) -> S3Storage:
+    hasty = {"max_attempts": 1, "connect_timeout_seconds": 1.0, "read_timeout_seconds": 5.0}
+    config = server.config().model_copy(update=hasty)
+    return S3Storage.open(f"s3://{bucket}", config, credentials=server.credentials())
 
 
 def _start(folder: Path, bucket: str) -> tuple[subprocess.Popen[bytes], EmbeddedServer]:
@@ -219,8 +223,7 @@ def _free_ports() -> dict[str, int]:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], server: EmbeddedServer, folder: Path, bucket: str) -> None:
-    hasty = {"max_attempts": 1, "connect_timeout_seconds": 1.0, "read_timeout_seconds": 5.0}
-    probe = S3Storage.open(f"s3://{bucket}", server.config().model_copy(update=hasty), credentials=server.credentials())
+    probe = _probe(server, bucket)
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         try:

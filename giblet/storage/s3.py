@@ -163,6 +163,14 @@ class S3Storage:
                 aborted += 1
         return aborted
 
+    def is_reachable(self) -> bool:
+        """Does a server answer, and accept these credentials."""
+        try:
+            self._client.list_buckets()
+        except (BotoCoreError, ClientError, HTTPError):
+            return False
+        return True
+
     def create_bucket(self) -> None:
         """Make the bucket; no error if it is ours already."""
         with self._translated("create", "the bucket"):
