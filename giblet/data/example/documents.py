@@ -25,11 +25,10 @@ AR(1) noise and slow drift are added. Some grey-matter voxels, and all that is n
 """
 
 
-def write_documents(destination: Path, subjects: int, settings: dict[str, Any]) -> None:
-    """Every file that describes the data set as a whole."""
-    bbb = settings["film"] is None
-    film = ATTRIBUTION if bbb else f"{settings['film']}, a file given by whoever wrote this data set."
-    _json(destination / "dataset_description.json", _description(film, bbb))
+def write_documents(destination: Path, subjects: int, attribution: str | None) -> None:
+    """Every file that describes the data set as a whole; `attribution` of the film, None if giblet knows none."""
+    film = attribution or "a file given by whoever wrote this data set; its licence is not known here."
+    _json(destination / "dataset_description.json", _description(film, attribution is not None))
     _json(destination / "derivatives" / "simulation" / "dataset_description.json", _derivative())
     write_text(destination / "README", _readme(film))
     write_text(destination / "LICENSE", _licence(film))
@@ -64,13 +63,13 @@ def _json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def _description(film: str, bbb: bool) -> dict[str, Any]:
+def _description(film: str, is_known: bool) -> dict[str, Any]:
     return {
         "Name": "A real film and simulated brains (giblet example)",
         "BIDSVersion": "1.10.0",
         "DatasetType": "raw",
-        "License": "CC-BY-3.0",
-        "Authors": ["giblet", *(["Blender Foundation (film)"] if bbb else [])],
+        "License": "CC-BY-3.0" if is_known else "see LICENSE",
+        "Authors": ["giblet", *(["Blender Foundation (film)"] if is_known else [])],
         "Acknowledgements": film,
         "HowToAcknowledge": f"{SIMULATED} Film: {film}",
         "GeneratedBy": [{"Name": "giblet example", "Description": SIMULATED}],
@@ -108,7 +107,7 @@ on average. A ceiling of 0 marks a voxel without signal.
 def _licence(film: str) -> str:
     return f"""stimuli/: {film}
 The film was cut into parts without re-encoding; nothing else was changed.
-https://creativecommons.org/licenses/by/3.0/
 
-Everything else in this folder, the annotation table included, comes with giblet and is licensed under CC BY 3.0 too.
+Everything else in this folder, giblet's annotation table included, is licensed under CC BY 3.0 too:
+https://creativecommons.org/licenses/by/3.0/
 """

@@ -11,6 +11,7 @@ Everything random comes from (seed, subject, run): the same call writes the same
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ import numpy as np
 from giblet.data.example import annotations as words
 from giblet.data.example import brain, documents, film, nifti
 from giblet.data.example.features import Embed, Family, Stimulus, film_features, sentence_model
-from giblet.errors import ConfigError, DataError
+from giblet.errors import ConfigError, DataError, OutOfSpaceError
 from giblet.telemetry.logs import get_logger
 from giblet.telemetry.progress import progress
 
@@ -53,6 +54,21 @@ class ExampleSummary:
     film_seconds: float
     reused: bool
     """Whether a complete data set was found and left as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What decides the bytes of the data set."""
+
+    resolution_mm: int
+    subjects: int
+    runs: int
+    seed: int
+    tr_seconds: float
+    minutes: float | None
+    film_sha256: str
+    annotations_sha256: str | None
+    text_model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,44 +105,74 @@ def write_example(
     without film or sentence model, `DataError` for a film that cannot be used.
     """
     _check(resolution_mm, subjects, runs, tr_seconds, minutes)
-    settings = {
-        "resolution_mm": resolution_mm, "subjects": subjects, "runs": runs, "seed": seed, "tr_seconds": tr_seconds,
-        "minutes": minutes, "film": film_path.name if film_path else None,
-        "annotations": annotations_path.name if annotations_path else None,
-        "text_model": "custom" if embed else Path(text_model).name,
-    }  # fmt: skip
+    settings = Settings(
+        resolution_mm=resolution_mm,
+        subjects=subjects,
+        runs=runs,
+        seed=seed,
+        tr_seconds=tr_seconds,
+        minutes=minutes,
+        film_sha256=film.FILM_SHA256 if film_path is None else _sha256(film_path, "--film"),
+        annotations_sha256=None if annotations_path is None else _sha256(annotations_path, "--annotations"),
+        text_model="custom" if embed else Path(text_model).name,
+    )
     if (finished := _finished(destination, settings)) is not None:
         log.info("the example data set is complete", path=str(destination))
         return finished
     source = film_path if film_path is not None else film.obtain_film(cache)
-    segments = _segments(source, annotations_path)
+    segments = _segments(source, settings, annotations_path)
     embed = embed if embed is not None else sentence_model(text_model)
     plan = _plan(film.plan_parts(source, runs, minutes), tr_seconds)
+    try:
+        return _write(destination, settings, source, segments, embed, plan)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OutOfSpaceError(
+            f"the disk is full; {destination} is unfinished", remedy="make room and call giblet example again"
+        ) from error
+
+
+def _write(
+    destination: Path,
+    settings: Settings,
+    source: Path,
+    segments: list[words.Segment],
+    embed: Embed,
+    plan: list[Run],
+) -> ExampleSummary:
     _begin(destination, settings)
     stimuli = _write_stimuli(destination, source, segments, plan)
     seconds = sum(stimulus.seconds for stimulus in stimuli)
     with progress("seeing and hearing the film", total=2 * seconds, unit="s of film") as bar:
         families = film_features(stimuli, embed, bar)
-    space = brain.mni_space(resolution_mm)
-    with progress("simulating brains", total=subjects * runs, unit="run") as bar:
-        for index in range(subjects):
-            for _ in _write_subject(destination, index, space, families, plan, seed, tr_seconds):
+    space = brain.mni_space(settings.resolution_mm)
+    with progress("simulating brains", total=settings.subjects * settings.runs, unit="run") as bar:
+        for index in range(settings.subjects):
+            for _ in _write_subject(destination, index, space, families, plan, settings):
                 bar.advance()
-    documents.write_documents(destination, subjects, settings)
+    is_packaged_film = settings.film_sha256 == film.FILM_SHA256
+    documents.write_documents(destination, settings.subjects, documents.ATTRIBUTION if is_packaged_film else None)
     summary = ExampleSummary(
         path=destination,
-        subjects=subjects,
-        runs=runs,
+        subjects=settings.subjects,
+        runs=settings.runs,
         trs=[run.trs for run in plan],
         grey_voxels=int(space.grey.sum()),
         brain_voxels=int(space.brain.sum()),
         film_seconds=round(seconds, 3),
         reused=False,
     )
-    record = _record(destination, settings, source, families, space, plan, summary)
-    nifti.write_text(destination / _MARKER, json.dumps(record, indent=2) + "\n")
+    record = _record(destination, settings, families, plan, summary)
+    nifti.write_text(destination / _MARKER, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     (destination / _STARTED).unlink(missing_ok=True)
     return summary
+
+
+def _sha256(path: Path, option: str) -> str:
+    if not path.is_file():
+        raise DataError(f"there is no file at {path}", remedy=f"check {option} PATH")
+    return film.file_sha256(path)
 
 
 def _check(resolution_mm: int, subjects: int, runs: int, tr_seconds: float, minutes: float | None) -> None:
@@ -145,15 +191,15 @@ def _check(resolution_mm: int, subjects: int, runs: int, tr_seconds: float, minu
         raise ConfigError("; ".join(faults), remedy="change these settings of giblet example")
 
 
-def _finished(destination: Path, settings: dict[str, Any]) -> ExampleSummary | None:
+def _finished(destination: Path, settings: Settings) -> ExampleSummary | None:
     marker, started = destination / _MARKER, destination / _STARTED
     if not marker.is_file() and not started.is_file():
         if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
             raise ConfigError(f"{destination} is not empty and holds no example data set", remedy="name a new folder")
         return None
-    found = json.loads((marker if marker.is_file() else started).read_text())
-    if found.get("settings") != settings:
-        differing = [key for key in settings if found.get("settings", {}).get(key) != settings[key]]
+    found = json.loads((marker if marker.is_file() else started).read_text(encoding="utf-8"))
+    differing = [key for key, value in asdict(settings).items() if found.get("settings", {}).get(key) != value]
+    if differing:
         raise ConfigError(
             f"{destination} holds an example data set made with other settings ({', '.join(differing)})",
             remedy="name a new folder, or delete this one",
@@ -168,15 +214,15 @@ def _has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-def _begin(destination: Path, settings: dict[str, Any]) -> None:
-    nifti.write_text(destination / _STARTED, json.dumps({"settings": settings}, indent=2) + "\n")
+def _begin(destination: Path, settings: Settings) -> None:
+    nifti.write_text(destination / _STARTED, json.dumps({"settings": asdict(settings)}, indent=2) + "\n")
     (destination / _MARKER).unlink(missing_ok=True)
 
 
-def _segments(source: Path, annotations_path: Path | None) -> list[words.Segment]:
+def _segments(source: Path, settings: Settings, annotations_path: Path | None) -> list[words.Segment]:
     if annotations_path is not None:
         return words.read_annotations(annotations_path)
-    if film.file_sha256(source) != film.FILM_SHA256:
+    if settings.film_sha256 != film.FILM_SHA256:
         raise DataError(
             f"{source} is not the copy of Big Buck Bunny that giblet's annotation table was written for",
             remedy="name a table of onset, duration and text for this film with --annotations PATH",
@@ -216,10 +262,10 @@ def _write_subject(
     space: brain.Space,
     families: list[Family],
     plan: list[Run],
-    seed: int,
-    tr_seconds: float,
+    settings: Settings,
 ) -> Iterator[None]:
     """Everything of one subject; yields after each run."""
+    seed, tr_seconds = settings.seed, settings.tr_seconds
     name = f"sub-{index + 1:02d}"
     subject = brain.draw_subject(space, families, index, seed)
     anat, func = destination / name / "anat", destination / name / "func"
@@ -273,13 +319,7 @@ def _scan(
 
 
 def _record(
-    destination: Path,
-    settings: dict[str, Any],
-    source: Path,
-    families: list[Family],
-    space: brain.Space,
-    plan: list[Run],
-    summary: ExampleSummary,
+    destination: Path, settings: Settings, families: list[Family], plan: list[Run], summary: ExampleSummary
 ) -> dict[str, Any]:
     files = {
         str(path.relative_to(destination)): path.stat().st_size
@@ -287,7 +327,7 @@ def _record(
         if path.is_file() and path.relative_to(destination).as_posix() not in (_MARKER, _STARTED)
     }
     model = {
-        "formula": [line.strip() for line in (brain.__doc__ or "").split("\n\n")[2:5]],
+        "description": (brain.__doc__ or "").splitlines(),
         "ceiling": "sqrt(sum |P s|^2 / (sum |P s|^2 + E sum |P noise|^2)) over all TRs of all runs (or of one run); P "
         "removes constant, line and cosines below high_pass_hz within each run",
         "high_pass_hz": brain.HIGH_PASS_HZ,
@@ -304,8 +344,7 @@ def _record(
         "format": FORMAT,
         "simulated": True,
         "statement": documents.SIMULATED,
-        "settings": settings,
-        "film": {"sha256": film.file_sha256(source), "attribution": documents.ATTRIBUTION},
+        "settings": asdict(settings),
         "runs": [{"run": r.label, **asdict(r.part), "onset_seconds": r.onset_seconds, "trs": r.trs} for r in plan],
         "model": model,
         "summary": {key: value for key, value in asdict(summary).items() if key not in ("path", "reused")},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -12,8 +13,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from giblet.data.example import ExampleSummary, brain, write_example
-from giblet.errors import ConfigError, DataError
+from giblet.data.example import ExampleSummary, brain, nifti, write_example
+from giblet.errors import ConfigError, DataError, OutOfSpaceError
 from tests.support.example_film import frame_numbers, hashed_words, write_film, write_table
 
 
@@ -186,3 +187,15 @@ def test_another_film_needs_a_table_of_its_own(sources: dict[str, Any], tmp_path
 def test_all_faulty_settings_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"resolution_mm is 7.*subjects is 0.*minutes is 0"):
         write_example(tmp_path / "example", resolution_mm=7, subjects=0, minutes=0)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_that_looks_whole(
+    sources: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(nifti, "write_scan", full)
+    with pytest.raises(OutOfSpaceError, match="unfinished"):
+        write_example(tmp_path / "example", **{**sources, "subjects": 1})
+    assert not list((tmp_path / "example").rglob("simulation.json"))
