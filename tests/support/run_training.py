@@ -1,4 +1,4 @@
-"""`python -m tests.support.run_training CONFIG.json DATASET`: trains as `giblet train` would, for tests that kill it."""
+"""`python -m tests.support.run_training CONFIG.json DATASET` trains as `giblet train` would, for tests to kill it."""
 
 from __future__ import annotations
 
