@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -20,10 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from av.audio.resampler import AudioResampler
+from safetensors import safe_open
+from safetensors.torch import save
 
 from giblet.config.schema import AudioConfig
 from giblet.data.codec import HOP_SAMPLES, SAMPLE_RATE_HZ, load_codec
 from giblet.data.video import Film, open_film, probe
+from giblet.data.workspace import write_atomically
 from giblet.errors import DataError
 
 Codes = npt.NDArray[np.int16]
@@ -38,6 +42,32 @@ CONTEXT_FRAMES = 4
 LAST_KERNEL = 7
 GAP_SECONDS = 0.05
 """A jump of the sound's timestamps beyond this is filled with silence."""
+
+
+@dataclass
+class Past:
+    """What the network remembers of the sound before: all that a stream needs to go on from `frames`."""
+
+    frames: int = 0
+    samples: Waveform = field(default_factory=lambda: np.zeros(0, np.float32))
+    hidden: torch.Tensor | None = None
+    cell: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+
+    def save(self, path: Path) -> None:
+        """Write it as safetensors, atomically."""
+        tensors = {"hidden": self.hidden, "cell": self.cell, "features": self.features}
+        known = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+        content = save({"samples": torch.from_numpy(self.samples.copy()), **known}, {"frames": str(self.frames)})
+        write_atomically(path, content)
+
+    @classmethod
+    def load(cls, path: Path) -> Past:
+        """Read what `save` wrote."""
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            frames = int(file.metadata()["frames"])
+        return cls(frames, tensors.pop("samples").numpy(), **tensors)
 
 
 class AudioProcessor:
@@ -69,41 +99,38 @@ class AudioProcessor:
         film = probe(Path(path))
         return np.concatenate([*self.stream(film_sound(film), film_frames(film))], axis=1)
 
-    def stream(self, chunks: Iterable[Waveform], frames: int) -> Iterator[Codes]:
+    def stream(self, chunks: Iterable[Waveform], frames: int, past: Past | None = None) -> Iterator[Codes]:
         """Yield codes int16 (Q, at most 750) of 24 kHz mono chunks, `frames` in all.
 
-        What the chunks lack at the end is silence, what they have too much is left out.
+        What the chunks lack at the end is silence, what they have too much is left out. `past` is brought up to date
+        before each yield; one that was kept lets an interrupted stream of the same chunks go on behind it.
         """
-        windows = _windows(chunks, frames)
-        context = np.zeros(0, np.float32)
-        lstm_state: tuple[torch.Tensor, torch.Tensor] | None = None
-        tail: torch.Tensor | None = None
-        for window in windows:
+        past = past if past is not None else Past()
+        done = past.frames
+        for window in _windows(chunks, frames):
+            if done > 0:
+                done -= len(window) // HOP_SAMPLES
+                continue
             with torch.inference_mode():
-                codes, lstm_state, tail = self._encode_window(context, window, lstm_state, tail)
-            context = window[-CONTEXT_FRAMES * HOP_SAMPLES :]
+                codes = self._encode_window(window, past)
             yield codes.numpy().astype(np.int16)
 
-    def _encode_window(
-        self,
-        context: Waveform,
-        window: Waveform,
-        lstm_state: tuple[torch.Tensor, torch.Tensor] | None,
-        tail: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-        hidden = torch.from_numpy(np.concatenate([context, window]))[None, None]
+    def _encode_window(self, window: Waveform, past: Past) -> torch.Tensor:
+        hidden = torch.from_numpy(np.concatenate([past.samples, window]))[None, None]
         for layer in self._codec.before:
             hidden = layer(hidden)
-        hidden = hidden[..., len(context) // HOP_SAMPLES :].permute(2, 0, 1)
-        recurrent, lstm_state = self._codec.lstm(hidden, lstm_state)
+        hidden = hidden[..., len(past.samples) // HOP_SAMPLES :].permute(2, 0, 1)
+        state = None if past.hidden is None or past.cell is None else (past.hidden, past.cell)
+        recurrent, (past.hidden, past.cell) = self._codec.lstm(hidden, state)
         features = (recurrent + hidden).permute(1, 2, 0)
-        joined = features if tail is None else torch.cat([tail, features], dim=2)
+        joined = features if past.features is None else torch.cat([past.features, features], dim=2)
         embeddings = joined
         for layer in self._codec.after:
             embeddings = layer(embeddings)
-        embeddings = embeddings[..., joined.shape[2] - features.shape[2] :]
-        codes = self._codec.quantize(embeddings, self.config.bandwidth_kbps)
-        return codes, lstm_state, joined[..., -(LAST_KERNEL - 1) :]
+        past.samples = window[-CONTEXT_FRAMES * HOP_SAMPLES :]
+        past.features = joined[..., -(LAST_KERNEL - 1) :]
+        past.frames += features.shape[2]
+        return self._codec.quantize(embeddings[..., joined.shape[2] - features.shape[2] :], self.config.bandwidth_kbps)
 
 
 def film_frames(film: Film) -> int:

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from giblet.config.schema import DataConfig
+from giblet.config.schema import AUDIO_FRAMES_PER_SECOND, DataConfig
 from giblet.data import bold, text
-from giblet.data.audio import AudioProcessor, film_frames, film_sound
+from giblet.data.audio import AudioProcessor, Past, film_frames, film_sound
 from giblet.data.bids import annotation_file, find_masks, find_runs, read_annotations
 from giblet.data.grid import Layout, repeat_last, stimulus_mask
 from giblet.data.manifest import ArrayFile
@@ -215,26 +215,26 @@ class _Preparation:
                 self.workspace.record(part, {"next": k + 1})
 
     def _audio(self, number: int, path: Path) -> None:
-        """A film's sound as codes, kept whole beside the records, then into every presentation that shows it."""
-        film, part = self.plan.films[path], f"audio-{number:03d}"
-        state = self.workspace.state(part)
-        if state.get("done"):
-            self._advance(float(film.duration) * AUDIO_WORK)
-            return
+        """A film's sound as codes, into every presentation that shows it, recorded after each window."""
+        film, record = self.plan.films[path], self.workspace.scratch(f"audio-{number:03d}.safetensors")
         frames = film_frames(film)
+        past = Past.load(record) if record.exists() else Past()
+        first = past.frames
+        self._advance(AUDIO_WORK * first / AUDIO_FRAMES_PER_SECOND)
+        if first >= frames:
+            return
         targets = [(self._array(index, "audio"), placement) for index, placement in self._showings(path, _audio_layout)]
-        first = 0
-        for codes in self._processor().stream(film_sound(film), frames):
+        for codes in self._processor().stream(film_sound(film), frames, past):
             stop = first + codes.shape[1]
             for array, placement in targets:
                 low, high = max(first, placement.first), min(stop, placement.stop)
                 if low < high:
                     here = slice(low - placement.first, high - placement.first)
                     array[placement.tr[here], :, placement.slot[here]] = codes[:, low - first : high - first].T
-            self._advance(AUDIO_WORK * codes.shape[1] / 75)
+            self._advance(AUDIO_WORK * codes.shape[1] / AUDIO_FRAMES_PER_SECOND)
             first = stop
-        flush(*(array for array, _ in targets))
-        self.workspace.record(part, {"done": True})
+            flush(*(array for array, _ in targets))
+            past.save(record)
 
     def _processor(self) -> AudioProcessor:
         if not hasattr(self, "_audio_processor"):

@@ -49,6 +49,19 @@ def test_windows_give_the_codes_of_the_whole(processor, reference, monkeypatch):
     assert len(np.unique(whole[-1])) > 20
 
 
+def test_an_interrupted_stream_goes_on_behind_what_it_remembers(tmp_path, processor, monkeypatch):
+    monkeypatch.setattr(audio, "WINDOW_FRAMES", 40)
+    whole = processor.encode(SOUND, 24_000)
+    past = audio.Past()
+    stream = processor.stream([SOUND], 150, past)
+    first = np.concatenate([next(stream), next(stream)], axis=1)
+    past.save(tmp_path / "past")
+    again = audio.Past.load(tmp_path / "past")
+    assert again.frames == 80
+    rest = np.concatenate([*processor.stream([SOUND], 150, again)], axis=1)
+    assert np.array_equal(np.concatenate([first, rest], axis=1), whole)
+
+
 def test_both_packages_give_the_same_codes_from_the_same_weights(tmp_path, reference, processor):
     torch.save(reference.state_dict(), tmp_path / "encodec.th")
     (tmp_path / "hf").mkdir()
