@@ -30,6 +30,7 @@ from giblet.telemetry.logs import get_logger
 from giblet.telemetry.metrics import Metrics
 from giblet.training.checkpointing import Store, check_same_data, load_newest, save_due, training_tensors
 from giblet.training.loader import BatchStream
+from giblet.training.means import start_at_means, training_means
 from giblet.training.optimizer import build_optimizer, learning_rate
 from giblet.training.parallel import World, join_world, parallelise
 from giblet.training.reporting import Reporter, Stopwatch, serving_metrics
@@ -148,13 +149,16 @@ class Trainer:
             return self.finish(store, reason)
 
     def restore(self, store: Store) -> None:
-        """Go on from the newest good checkpoint, if there is one."""
+        """Go on from the newest good checkpoint, if there is one; else start at the training set's means."""
         newest = store.begin(self.config).resumed_from
         if newest is not None:
             saved = load_newest(store, newest, training_tensors(self.parallel.module, self.optimizer))
             check_same_data(saved, self.dataset.manifest.content_hash)
             self.state = TrainState.from_json(saved)
             self.saved_step = self.state.step
+        else:
+            variance = self.dataset.manifest.statistics.text_variance
+            start_at_means(self.parallel.module, training_means(self.samples), variance)
         self.reporter.started(
             self.state,
             world_size=self.world.size,
