@@ -31,7 +31,7 @@ def image_specs(tools: Toolbox) -> list[ImageSpec]:
         ImageSpec("coredns", {"/bin/coredns": tools.go("coredns")}, ("/bin/coredns",)),
         ImageSpec("training-operator", {"/manager": tools.go("training-operator")}, ("/manager",)),
         ImageSpec("seaweedfs", {"/usr/bin/weed": tools.weed}, ("/usr/bin/weed",)),
-        ImageSpec("prometheus", {"/bin/prometheus": tools.debian("prometheus")}, ("/bin/prometheus",)),
+        ImageSpec("prometheus", {"/bin/prometheus": tools.go("prometheus")}, ("/bin/prometheus",)),
         ImageSpec("busybox", {"/bin/busybox": busybox}, ("/bin/sh",), _applets(busybox)),
     ]
 

@@ -70,7 +70,7 @@ def _status(paths: Paths, options: argparse.Namespace) -> int:
     record = Record.load(paths.record)
     cluster = choose(paths, options.kind)
     facts: dict[str, Any] = {"kind": _kind_of(cluster), "kubeconfig": str(cluster.kubectl.kubeconfig)}
-    facts |= {"gpus": record.gpus, "ports": record.ports} if record is not None else {}
+    facts |= {"gpus": record.gpus, "ports": record.ports, "images": record.images} if record is not None else {}
     facts |= cluster.status()
     facts["ready"] = _is_ready(facts)
     print(json.dumps(facts, indent=2) if options.json else _table(facts))

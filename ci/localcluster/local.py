@@ -76,8 +76,9 @@ class LocalCluster:
         return seconds + steps.run(images)
 
     def _start_steps(self, nodes: int, gpus: int, images: list[Image]) -> list[Step]:
-        record = Record("local", nodes=nodes, gpus=gpus, ports=self._ports())
-        references = {image.name: f"localhost:{record.ports['registry']}/{image.name}:{image.tag}" for image in images}
+        ports = self._ports()
+        references = {image.name: f"localhost:{ports['registry']}/{image.name}:{image.tag}" for image in images}
+        record = Record("local", nodes=nodes, gpus=gpus, ports=ports, images=references)
         workers = [Node(self.control_plane, number) for number in range(1, nodes + 1)]
         names = [node.name for node in workers]
         deployments = [("kube-system", "coredns"), *ADD_ONS]

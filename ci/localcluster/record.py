@@ -17,6 +17,8 @@ class Record:
     nodes: int = 0
     gpus: int = 0
     ports: dict[str, int] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
+    """Names of the images that were built here → their references in the cluster's registry."""
     installed: list[str] = field(default_factory=list)
     """Folders of k8s/ that `up` applied to somebody else's cluster, which `down` takes away again."""
     kubeconfig: str | None = None

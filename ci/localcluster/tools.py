@@ -42,6 +42,7 @@ class GoProgram:
     module: str
     package: str
     seconds: float
+    tags: str = ""
 
 
 GO_PROGRAMS = (
@@ -53,7 +54,15 @@ GO_PROGRAMS = (
     GoProgram("kubectl", "kubernetes", "k8s.io/kubernetes/cmd/kubectl", 20),
     GoProgram("etcd", "kubernetes", "go.etcd.io/etcd/server/v3", 20),
     GoProgram("training-operator", "operator", f"{OPERATOR_MODULE}/cmd/training-operator.v1", 80),
-    GoProgram("coredns", "coredns", "github.com/coredns/coredns", 130),
+    GoProgram("coredns", "coredns", ".", 60),
+    # Debian's prometheus cannot find pods: it is built without Kubernetes. Here that is the only discovery built in.
+    GoProgram(
+        "prometheus",
+        "prometheus",
+        "github.com/prometheus/prometheus/cmd/prometheus",
+        90,
+        "netgo,remove_all_sd,enable_kubernetes_sd",
+    ),
 )
 
 # package → the files used from it
@@ -63,7 +72,6 @@ UNPACKED_PACKAGES: Mapping[str, tuple[str, ...]] = {
     "containernetworking-plugins": ("usr/lib/cni/bridge",),
     "catatonit": ("usr/bin/catatonit",),
     "docker-registry": ("usr/bin/docker-registry",),
-    "prometheus": ("usr/bin/prometheus",),
     "busybox": ("bin/busybox",),
 }
 # program → the package that is installed when it is missing
@@ -122,7 +130,7 @@ class Toolbox:
         return steps
 
     def _go_folder(self, module: str) -> Path:
-        pinned = b"".join((GO_MODULES / module / file).read_bytes() for file in ("go.mod", "go.sum"))
+        pinned = b"".join(file.read_bytes() for file in sorted((GO_MODULES / module).iterdir()))
         return self.cache / "go" / f"{module}-{_hash(pinned + _linker_flags(module).encode())}"
 
     def _build(self, program: GoProgram) -> None:
@@ -132,7 +140,8 @@ class Toolbox:
         target = self.go(program.name)
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_name(f".{target.name}.new")
-        flags = ["-trimpath", "-mod=readonly", "-buildvcs=false", "-ldflags", _linker_flags(program.module)]
+        flags = ["-trimpath", "-mod=readonly", "-buildvcs=false", f"-tags={program.tags}"]
+        flags += ["-ldflags", _linker_flags(program.module)]
         environment = os.environ | {"CGO_ENABLED": "0"}
         run(
             ["go", "-C", GO_MODULES / program.module, "build", *flags, "-o", unfinished, program.package],

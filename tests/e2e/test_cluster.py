@@ -23,7 +23,6 @@ from botocore.exceptions import ClientError
 from tests.support.cluster import PROGRAM, TestCluster
 
 # isort: split
-from localcluster.addons import image_specs
 from localcluster.local import LocalCluster, cannot_run_here
 from localcluster.node import KERNEL_SETTINGS
 from localcluster.settings import Paths
@@ -77,9 +76,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, host_before: dict[str, obj
 
 def busybox(cluster: TestCluster, **container: Any) -> dict[str, Any]:
     """A pod specification that `restricted` admits, of the image with a shell that every local cluster has."""
-    specs = {spec.name: spec for spec in _image_specs(cluster)}
-    image = local_cluster(cluster.state).images.image(specs["busybox"])
-    reference = f"localhost:{cluster.status()['ports']['registry']}/busybox:{image.tag}"
+    reference = cluster.status()["images"]["busybox"]
     locked = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
     return {
         "automountServiceAccountToken": False,
@@ -87,10 +84,6 @@ def busybox(cluster: TestCluster, **container: Any) -> dict[str, Any]:
         "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [{"name": "main", "image": reference, "securityContext": locked, **container}],
     }
-
-
-def _image_specs(cluster: TestCluster) -> list[Any]:
-    return image_specs(local_cluster(cluster.state).tools)
 
 
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -142,7 +135,7 @@ def test_pods_on_two_nodes_reach_each_other_and_can_be_looked_into(cluster: Test
     ready = ["wait", "-n", "giblet", "--for=condition=Ready", "pod/on-node1", "pod/on-node2", "--timeout=60s"]
     cluster.kubectl(*ready)
     assert cluster.kubectl("-n", "giblet", "logs", "on-node2").stdout == "serving\n"
-    fetch = ["-n", "giblet", "exec", "on-node1", "--", "wget", "-q", "-T", "5", "-O", "/dev/null"]
+    fetch = ["-n", "giblet", "exec", "on-node1", "--", "timeout", "5", "wget", "-q", "-O", "/dev/null"]
     until(
         lambda: cluster.kubectl(*fetch, "http://net.giblet.svc.cluster.local/busybox", check=False).returncode == 0, 20
     )
@@ -183,7 +176,11 @@ def test_the_operator_runs_an_elastic_job_on_two_nodes_of_eight_gpus(cluster: Te
     cluster.apply(elastic_job(cluster, "elastic", "pytorch"))
     done = ["wait", "-n", "giblet", "--for=condition=Succeeded", "pytorchjob/elastic", "--timeout=90s"]
     cluster.kubectl(*done)
-    pods = json.loads(cluster.kubectl("get", "pods", "-n", "giblet", "-l", "job-name=elastic", "-o", "json").stdout)
+    pods = json.loads(
+        cluster.kubectl(
+            "get", "pods", "-n", "giblet", "-l", "training.kubeflow.org/job-name=elastic", "-o", "json"
+        ).stdout
+    )
     assert {pod["spec"]["nodeName"] for pod in pods["items"]} == set(NODES), "eight GPUs a pod: one pod a node"
     logs = cluster.kubectl("-n", "giblet", "logs", "elastic-worker-1").stdout
     assert logs == "1:2 elastic-worker-0:23456\n"
