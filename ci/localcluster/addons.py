@@ -43,9 +43,11 @@ def _applets(busybox: Path) -> dict[str, str]:
     return {f"/bin/{name}": "busybox" for name in names if name != "busybox"}
 
 
-def write_kustomization(folder: Path, tools: Toolbox, images: dict[str, str]) -> Path:
-    """A kustomization of k8s/ for this cluster; `images` maps names of image_specs to references in its registry.
+def write_kustomizations(folder: Path, tools: Toolbox, images: dict[str, str]) -> list[Path]:
+    """Kustomizations of k8s/ for this cluster, to be applied in this order; `images` maps names of image_specs to
+    references in its registry.
 
+    The operator comes last, since its definitions take kubectl seconds in which the others can start.
     k8s/operator names the operator's manifests by address; here the same files, at the same version, come from its Go
     module. kustomize accepts neither absolute paths nor ones outside, so everything is copied below `folder`.
     """
@@ -56,16 +58,15 @@ def write_kustomization(folder: Path, tools: Toolbox, images: dict[str, str]) ->
     for parent, folders, _ in os.walk(folder):
         for name in folders:
             (Path(parent) / name).chmod(0o755)  # Go's module cache is read-only, and so would our copy be
-    _write(
-        folder / "operator-restricted", ["../operator/overlays/standalone"], components=["../k8s/operator/restricted"]
-    )
-    bases = ["cluster", "k8s/namespace", "operator-restricted", "k8s/dev-s3", "k8s/monitoring"]
     replaced = []
     for name, image in REPLACED.items():
         repository, _, tag = images[image].rpartition(":")
         replaced.append({"name": name, "newName": repository, "newTag": tag})
-    _write(folder, bases, images=replaced)
-    return folder
+    bases = ["../cluster", "../k8s/namespace", "../k8s/dev-s3", "../k8s/monitoring"]
+    _write(folder / "first", bases, images=replaced)
+    restricted = ["../k8s/operator/restricted"]
+    _write(folder / "last", ["../operator/overlays/standalone"], images=replaced, components=restricted)
+    return [folder / "first", folder / "last"]
 
 
 def _write(folder: Path, resources: list[str], **more: object) -> None:

@@ -65,12 +65,18 @@ class Kubectl:
             try:
                 self.run("rollout", "status", f"deployment/{name}", *options, timeout_seconds=None)
             except ClusterError as error:
-                events = self.run("get", "events", "--namespace", namespace, "--sort-by=.lastTimestamp")
-                pods = self.run("get", "pods", "--namespace", namespace, "-o", "wide")
-                last = "\n".join(events.splitlines()[-12:])
-                raise ClusterError(
-                    f"{namespace}/{name} is not ready after {timeout_seconds} s\n{pods}\n{last}"
-                ) from error
+                message = f"{namespace}/{name} is not ready after {timeout_seconds} s\n{self._story(namespace, name)}"
+                raise ClusterError(message) from error
+
+    def _story(self, namespace: str, deployment: str) -> str:
+        """Why a deployment's pods are not well: the pods, the last events, and what its last container said."""
+        events = self.run("get", "events", "--namespace", namespace, "--sort-by=.lastTimestamp").splitlines()
+        pods = self.run("get", "pods", "--namespace", namespace, "-o", "wide")
+        try:
+            logs = self.run("logs", f"deployment/{deployment}", "--namespace", namespace, "--tail=8")
+        except ClusterError as error:
+            logs = str(error)
+        return "\n".join([pods, *events[-12:], logs])
 
     def pretend_gpus(self, nodes: Sequence[str], count: int) -> None:
         """Have nodes offer `nvidia.com/gpu`, which the scheduler then counts as it counts real ones."""

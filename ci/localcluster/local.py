@@ -102,7 +102,8 @@ class LocalCluster:
             self._remove_nodes_beyond(names)
 
         def apply() -> None:
-            self.kubectl.apply(addons.write_kustomization(self.paths.state / "add-ons", self.tools, references))
+            for folder in addons.write_kustomizations(self.paths.state / "add-ons", self.tools, references):
+                self.kubectl.apply(folder)
 
         def add_ons_ready() -> None:
             self.kubectl.wait_for_deployments(deployments, timeout_seconds=180)
