@@ -20,7 +20,7 @@ from giblet.config.schema import CheckpointConfig, GibletConfig
 from giblet.errors import CheckpointError
 from giblet.storage import Storage, open_storage
 
-ELEMENTS = 10_000_000  # 40 MB: two parts
+SMALL, LARGE = 1_000, 20_000_000  # 80 MB: three parts
 
 
 class Deadly:
@@ -51,7 +51,7 @@ class Deadly:
 
 
 class DeadlyBody:
-    """A body whose reader dies after the first part went out."""
+    """A body whose reader dies when two parts are on their way."""
 
     def __init__(self, body: BinaryIO) -> None:
         self._body, self._reads = body, 0
@@ -68,15 +68,15 @@ def save(storage: Storage, run: str, stage: str) -> None:
     deadly = Deadly(storage, stage)
     store = CheckpointStore(deadly, run)
     store.begin(config)
-    store.save(1, {"w": torch.ones(ELEMENTS)}, {"step": 1}, wait=True)
+    store.save(1, {"w": torch.ones(SMALL)}, {"step": 1}, wait=True)
     deadly.armed = True
-    store.save(2, {"w": torch.full((ELEMENTS,), 2.0)}, {"step": 2}, wait=True)
+    store.save(2, {"w": torch.full((LARGE if stage == "within shard" else SMALL,), 2.0)}, {"step": 2}, wait=True)
 
 
 def find(storage: Storage, run: str) -> dict[str, object]:
     store = CheckpointStore(storage, run)
     while (ref := store.latest()) is not None:
-        target = {"w": torch.zeros(ELEMENTS)}
+        target = {"w": torch.zeros(SMALL)}
         try:
             state = store.load(ref, target)
         except CheckpointError:
