@@ -97,15 +97,24 @@ class Losses:
         bold = (batch.bold_mask & target[:, None]).sum(dim=0).to(torch.float64) @ voxels
         return torch.stack((bold, pixels, codes, text.sum() * batch.text.shape[1])).to(torch.float64)
 
-    def terms(self, outputs: Mapping[str, Tensor], batch: BatchLike, counts: Tensor | None = None) -> dict[str, Tensor]:
+    def terms(
+        self,
+        outputs: Mapping[str, Tensor],
+        batch: BatchLike,
+        counts: Tensor | None = None,
+        *,
+        target_rows: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Each term of `TERMS` as a ratio, scalars.
 
         `counts` are those of the whole that this batch is a part of (None: of this batch alone). The decoder's outputs
-        may have all rows or, from `forward(decode_mask=batch.target_mask)`, the target rows only.
+        may have all rows or, from `forward(decode_mask=batch.target_mask)`, the target rows only; `target_rows` are
+        the indices of these, for a caller who has them without asking a GPU.
         """
         counts = self.counts(batch) if counts is None else counts
-        some = outputs["text_recon"].shape[0] != batch.text.shape[0]
-        rows: Tensor | slice = batch.target_mask if some else slice(None)
+        rows: Tensor | slice = slice(None)
+        if outputs["text_recon"].shape[0] != batch.text.shape[0]:
+            rows = batch.target_mask.nonzero().squeeze(1) if target_rows is None else target_rows
         video, audio, text = (mask[rows] for mask in _row_masks(batch))
         frame = target_frame(scaled_video(batch.video[rows]), batch.video_mask[rows])
         sums = {

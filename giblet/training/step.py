@@ -121,6 +121,7 @@ def forward_pass(parallel: ParallelModel, batch: Batch, losses: Losses, counts: 
     """Move a micro-batch to the device of `counts`, run the model, take the loss terms relative to `counts`."""
     device = counts.device
     row_mask, decode_mask = batch.row_mask, batch.target_mask  # on the host, where looking at them costs nothing
+    target_rows = decode_mask.nonzero().squeeze(1).to(device, non_blocking=True)
     batch = batch if device.type == "cpu" else batch.to(device, non_blocking=True)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         outputs = parallel.forward(
@@ -131,7 +132,7 @@ def forward_pass(parallel: ParallelModel, batch: Batch, losses: Losses, counts: 
             row_mask=row_mask,
             decode_mask=decode_mask,
         )
-    return Pass(losses.terms(outputs, batch, counts), outputs, batch)
+    return Pass(losses.terms(outputs, batch, counts, target_rows=target_rows), outputs, batch)
 
 
 def _seed_dropout(seed: int, step: int, micro_batch: int) -> None:
