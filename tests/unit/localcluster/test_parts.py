@@ -224,6 +224,28 @@ def test_folders_that_a_machine_hides_are_refused(tmp_path: Path) -> None:
     reachable_state(Paths(Path("/srv/giblet"), tmp_path))
 
 
+def test_who_is_not_root_is_told_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(ClusterError, match=r"missing: iptables, conntrack\n +remedy: sudo apt-get install .*iptables"):
+        tools.install(["iptables", "conntrack"])
+    cluster = LocalCluster(Paths(tmp_path / "state", tmp_path / "cache"))
+    with pytest.raises(ClusterError, match=r"cannot be built here.*\n +remedy: set KUBECONFIG"):
+        cluster.up(nodes=2, gpus=0, steps=Steps(tmp_path / "timings.json"))
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_changed_go_module_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "go"
+    shutil.copytree(tools.GO_MODULES, copy)
+    monkeypatch.setattr(tools, "GO_MODULES", copy)
+    toolbox = tools.Toolbox(tmp_path / "cache")
+    before = toolbox.go("kubelet"), toolbox.go("coredns")
+    with (copy / "kubernetes/go.sum").open("a") as sums:
+        sums.write("example.org/more v1.0.0 h1:x\n")
+    assert toolbox.go("kubelet") != before[0]
+    assert toolbox.go("coredns") == before[1]
+
+
 def test_status_of_nothing_is_not_ready(tmp_path: Path) -> None:
     cluster = TestCluster(tmp_path / "state")
     done = cluster.run("status", "--json", "--kind", "local", check=False)
