@@ -1,9 +1,11 @@
 """The baseline that everybody in the field would try first: banded ridge regression from the stimulus to each voxel.
 
 Banded ridge (Nunez-Elizalde, Huth and Gallant 2019) as `himalaya` solves it (Dupré la Tour et al. 2022): one linear
-kernel a band, and for each voxel its own weights of the bands and its own regularisation, chosen by cross-validation
-over contiguous blocks of time. Features are convolved with the haemodynamic response and filtered within each run
-exactly as the BOLD was, since a regressor that keeps the drifts which the BOLD has lost is handicapped.
+kernel a band, and for each voxel weights of the bands and regularisation, chosen by cross-validation over contiguous
+blocks of time. A few minutes of film are too few to choose for each voxel on its own, so what is good for the voxels
+that can be predicted at all counts beside the voxel's own score (docs/decisions/060-baseline.md). Features are
+convolved with the haemodynamic response and filtered within each run exactly as the BOLD was, since a regressor that
+keeps the drifts which the BOLD has lost is handicapped.
 
 Everything that is fitted sees training and validation TRs only. Training the model uses validation TRs too, to stop in
 time; the baseline has no such need, so it may fit on them, which makes it stronger rather than weaker.
@@ -11,25 +13,28 @@ time; the baseline has no such need, so it may fit on them, which makes it stron
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from himalaya.kernel_ridge import MultipleKernelRidgeCV, generate_dirichlet_samples
+from himalaya.scoring import l2_neg_loss
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
-ALPHAS = np.logspace(-1, 4, 6)
+ALPHAS = np.logspace(0, 3, 5)
 FOLDS = 4
-RANDOM_BAND_WEIGHTS = 16
-TARGETS_PER_BATCH = 4096
+RANDOM_BAND_WEIGHTS = 12
+COMMON_WEIGHT = 0.5
+"""How much the leading voxels' mean score counts beside a voxel's own when hyperparameters are chosen."""
+LEADING_SHARE = 0.1
 SMALLEST_BAND_WEIGHT = 1e-6
 """In place of 0, whose logarithm himalaya takes."""
 
 
 @dataclass(frozen=True)
 class BandedRidge:
-    """A fitted baseline. `band_share` (bands, V): each band's part of the squared prediction of the fitted TRs."""
+    """A fitted baseline: `designs` (T, D_band) of the fitted TRs, and `scales` that make their kernels comparable."""
 
     bands: tuple[str, ...]
     model: MultipleKernelRidgeCV
@@ -70,20 +75,50 @@ def fit_banded_ridge(
     kernels = [design @ design.T for design in fitted]
     scales = tuple(float(len(kernel) / np.trace(kernel)) for kernel in kernels)
     scaled = np.stack([kernel * scale for kernel, scale in zip(kernels, scales, strict=True)]).astype(np.float32)
+    targets = np.ascontiguousarray(bold, dtype=np.float32)
+    weights = band_weight_candidates(len(bands), random_band_weights, seed)
+    first = _solve(scaled, targets, folds, weights[:1], l2_neg_loss)
+    gain = first.cv_scores_[0] + targets.var(axis=0)
+    leading = np.argsort(gain)[-max(1, round(LEADING_SHARE * len(gain))) :]
+    model = _solve(scaled, targets, folds, weights, common_score(leading))
+    return BandedRidge(bands, model, fitted, scales)
+
+
+def common_score(leading: NDArray[np.int64]) -> Callable[[FloatArray, FloatArray], FloatArray]:
+    """A score for himalaya: each target's negative squared error, plus `COMMON_WEIGHT` times the leading targets' mean.
+
+    The scorer takes (T,V) and (alphas,T,V) of all targets at once, and returns (alphas,V).
+    """
+
+    def score(true: FloatArray, predicted: FloatArray) -> FloatArray:
+        own = np.asarray(l2_neg_loss(true, predicted))
+        return np.asarray(own + COMMON_WEIGHT * own[..., leading].mean(axis=-1, keepdims=True), dtype=np.float32)
+
+    return score
+
+
+def _solve(
+    kernels: FloatArray,
+    bold: FloatArray,
+    folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    weights: NDArray[np.float32],
+    score: Callable[[FloatArray, FloatArray], FloatArray],
+) -> MultipleKernelRidgeCV:
     model = MultipleKernelRidgeCV(
         kernels="precomputed",
         solver="random_search",
         solver_params={
-            "n_iter": band_weight_candidates(len(bands), random_band_weights, seed),
+            "n_iter": weights,
             "alphas": ALPHAS,
-            "n_targets_batch": TARGETS_PER_BATCH,
+            # One regularisation at a time and all voxels at once: bounded memory, and the scorer sees every voxel.
+            "n_alphas_batch": 1,
+            "score_func": score,
             "progress_bar": False,
         },
         fit_intercept=True,
         cv=list(folds),
     )
-    model.fit(scaled, np.ascontiguousarray(bold, dtype=np.float32))
-    return BandedRidge(bands, model, fitted, scales)
+    return model.fit(kernels, bold)
 
 
 def band_weight_candidates(bands: int, random: int, seed: int) -> NDArray[np.float32]:

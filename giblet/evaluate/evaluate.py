@@ -251,16 +251,15 @@ class _Designs:
             return None, {}
         gap = int(np.ceil(MINIMUM_SHIFT_SECONDS / self.dataset.manifest.tr_seconds))
         folds = baseline.contiguous_folds(fit.presentation, fit.tr, baseline.FOLDS, gap)
-        scales = {band: training_scale(values) for band, values in self._rows(subject, fit).items()}
         bold = fit.take({int(p): self.dataset.presentations[int(p)].bold[subject] for p in np.unique(fit.presentation)})
         usable = np.isfinite(bold).all(axis=0)
         fitted = baseline.fit_banded_ridge(
-            {band: values / scales[band] for band, values in self._rows(subject, fit).items()},
+            self._rows(subject, fit),
             np.where(usable, bold, 0.0),
             folds,
             seed=self.seed,
         )
-        predicted = fitted.predict({band: values / scales[band] for band, values in self._rows(subject, test).items()})
+        predicted = fitted.predict(self._rows(subject, test))
         weights = dict(zip(fitted.bands, fitted.band_weights.mean(axis=1).tolist(), strict=True))
         return np.where(usable, predicted, np.nan).astype(np.float32), weights
 
@@ -281,12 +280,6 @@ class _Designs:
                 for band, values in self._responses[presentation].items()
             }
         return self._filtered[key]
-
-
-def training_scale(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Standard deviation of each regressor over training TRs, (D,); infinite, so that it drops out, where constant."""
-    scale = values.std(axis=0)
-    return np.where(scale > 1e-6 * max(float(scale.max(initial=0.0)), 1e-12), scale, np.inf).astype(np.float32)
 
 
 def _write_maps(result: SubjectResult, folder: Path) -> list[Path]:

@@ -3,8 +3,8 @@
 What the model sees is what the baseline sees: the same frames, codes and embeddings. Each band is a few hundred to a
 few thousand numbers a TR, unsmoothed and on the stimulus clock; the haemodynamics come later, in `baseline`.
 
-- `video`: the TR's mean frame, area-averaged to a coarse RGB grid (what is where, how bright);
-- `motion`: the mean absolute difference of consecutive frames on the same grid (what moves);
+- `video`: the TR's mean frame, area-averaged to a coarse RGB grid, and the contrast within each cell of it;
+- `motion`: the square root of the mean absolute difference of consecutive frames on the same grid (what moves);
 - `audio`: how often each code of each codebook sounds, square-rooted (the Hellinger embedding of a histogram: codes are
   names, not numbers, so their indices are never averaged);
 - `text`: the embedding, and whether there is any.
@@ -34,10 +34,12 @@ def presentation_features(presentation: Presentation) -> dict[str, FloatArray]:
     last_frame: FloatArray | None = None
     for start in range(0, presentation.trs, CHUNK_TRS):
         trs = slice(start, start + CHUNK_TRS)
-        frames = pool_frames(presentation.video[trs])
+        raw = presentation.video[trs]
+        frames = pool_frames(raw)
         mask = np.asarray(presentation.video_mask[trs])
-        parts["video"].append(masked_mean(frames, mask).reshape(len(frames), -1))
-        parts["motion"].append(motion(frames, mask, last_frame))
+        seen = (masked_mean(part, mask).reshape(len(frames), -1) for part in (frames, contrast(raw, frames)))
+        parts["video"].append(np.concatenate(list(seen), axis=1))
+        parts["motion"].append(np.sqrt(motion(frames, mask, last_frame)))
         last_frame = frames[-1, -1]
         parts["audio"].append(code_histograms(presentation.audio[trs], np.asarray(presentation.audio_mask[trs])))
         spoken = np.asarray(presentation.text_mask[trs])[:, None]
@@ -49,13 +51,22 @@ def presentation_features(presentation: Presentation) -> dict[str, FloatArray]:
 
 def pool_frames(frames: NDArray[np.uint8]) -> FloatArray:
     """(T,F,H,W,3) uint8 → (T,F,h,w,3) in [0,1], area means over a grid of at most `GRID` cells."""
+    return _pool(np.asarray(frames, dtype=np.float32)) / np.float32(255.0)
+
+
+def contrast(frames: NDArray[np.uint8], pooled: FloatArray) -> FloatArray:
+    """Standard deviation of the pixels within each cell, mean over colours: (T,F,H,W,3), (T,F,h,w,3) → (T,F,h,w)."""
+    squares = _pool(np.square(np.asarray(frames, dtype=np.float32) / np.float32(255.0)))
+    return np.asarray(np.sqrt(np.maximum(squares - pooled**2, 0.0)).mean(axis=-1), dtype=np.float32)
+
+
+def _pool(frames: FloatArray) -> FloatArray:
     height, width = frames.shape[2:4]
     rows = np.linspace(0, height, min(GRID[0], height) + 1).astype(int)
     columns = np.linspace(0, width, min(GRID[1], width) + 1).astype(int)
-    sums = np.add.reduceat(frames, rows[:-1], axis=2, dtype=np.float32)
-    sums = np.add.reduceat(sums, columns[:-1], axis=3)
+    sums = np.add.reduceat(np.add.reduceat(frames, rows[:-1], axis=2), columns[:-1], axis=3)
     area = np.diff(rows)[:, None] * np.diff(columns)[None, :]
-    return np.asarray(sums / (255.0 * area[:, :, None]), dtype=np.float32)
+    return np.asarray(sums / area[:, :, None], dtype=np.float32)
 
 
 def masked_mean(frames: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:

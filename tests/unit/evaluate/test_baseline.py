@@ -41,8 +41,8 @@ def test_beats_chance_and_finds_the_band():
     assert r[:80].mean() > 0.5
     assert abs(np.nanmean(r[80:])) < 0.1
     picture = fitted.band_weights[fitted.bands.index("picture")]
-    assert np.median(picture[:40]) > 0.8
-    assert np.median(picture[40:80]) < 0.2
+    assert np.median(picture[:40]) > 0.6
+    assert np.median(picture[40:80]) < 0.4
     np.testing.assert_allclose(fitted.band_weights.sum(axis=0), 1, rtol=1e-6)
 
 
@@ -119,3 +119,17 @@ def test_canonical_response_agrees_with_the_models_own():
     """nilearn's SPM response, averaged over the stimulus's TR too, is the model's kernel smoothed by one TR."""
     own = np.convolve(canonical_kernel(1.5, 30.0), [0.5, 0.5])[:20]
     assert scipy.stats.pearsonr(response_kernels(1.5)[1], own).statistic > 0.995
+
+
+def test_what_serves_the_leading_voxels_counts_for_all(monkeypatch: pytest.MonkeyPatch):
+    """Voxels too noisy to choose for themselves take the weights that the predictable ones agree on."""
+    generator = np.random.default_rng(5)
+    designs, bold = simulate(5)
+    signal = designs["picture"] @ generator.normal(size=(30, 300)).astype(np.float32)
+    noisy = 0.35 * signal / signal.std(axis=0) + generator.normal(size=signal.shape)
+    bold = np.concatenate([bold[:, :40], noisy], axis=1).astype(np.float32)
+    test = {name: d[TRAIN:] for name, d in designs.items()}
+    common = correlation(fit(designs, bold).predict(test), bold[TRAIN:])[40:].mean()
+    monkeypatch.setattr(baseline, "COMMON_WEIGHT", 0.0)
+    alone = correlation(fit(designs, bold).predict(test), bold[TRAIN:])[40:].mean()
+    assert common > alone + 0.01
