@@ -34,6 +34,7 @@ from giblet.checkpoint.retention import prune
 from giblet.checkpoint.shard import Layout, ShardStream
 from giblet.checkpoint.staging import Planned, StagingBuffer, make_plan, without_planner
 from giblet.checkpoint.starts import Start
+from giblet.checkpoint.survey import survey
 from giblet.checkpoint.writer import WrittenChunk, build_manifest, confirm_objects, put_manifest
 from giblet.config.schema import CheckpointConfig, GibletConfig
 from giblet.errors import CheckpointError, GibletError, RunConflictError, StorageUnavailableError
@@ -185,6 +186,8 @@ class CheckpointStore:
         number = starts.claim_start(self.storage, self.run, record, conditional=conditional)
         found = next(resume.candidates(self.storage, self.run), None)
         ref = None if found is None else found[0].ref
+        if ref is None and any(entry.quarantined for entry in survey(self.storage, self.run)):
+            log.error("every checkpoint of this run is quarantined; it begins anew", start=number)
         starts.record_resume(self.storage, self.run, number, record, ref)
         log.info("start", start=number, resumed_step=ref.step if ref else 0, storage=self.storage.url)
         return Start(number, self._ranks.world_size, ref, conditional), resume.best_ref(self.storage, self.run)

@@ -161,6 +161,15 @@ def test_a_damaged_checkpoint_is_quarantined_and_the_one_before_is_taken(fault: 
     assert begun(storage).last_committed == one
 
 
+def test_a_run_whose_checkpoints_are_all_bad_begins_anew_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    storage = MemoryStorage()
+    ref = begun(storage).save(1, {"w": torch.ones(3)}, wait=True)
+    storage.delete(f"{ref.prefix}rank-00000.safetensors")
+    assert CheckpointStore(storage, "run").begin(CONFIG).resumed_from is None
+    assert any("begins anew" in record.message for record in caplog.records)
+    assert ref.manifest_key in storage.objects
+
+
 def test_every_single_flipped_byte_is_found() -> None:
     storage = MemoryStorage()
     store = begun(storage)
