@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from giblet import errors
 from giblet.config import GibletConfig
-from giblet.errors import EXIT_CRASHED, EXIT_OK, GibletError
+from giblet.errors import EXIT_CRASHED, EXIT_OK, GibletError, StoppedError
 from giblet.training.loop import TrainResult
 from giblet.training.parallel import check_world_size
 from giblet.training.state import Best
@@ -48,16 +49,16 @@ def launch_processes(config: GibletConfig, *, dataset_path: str | Path) -> Train
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         # Handled signals arrive here as torchrun's SignalException, after every rank has ended.
         agent = elastic_launch(_launch_config(processes), sys.executable)
-        killed = ""
+        killed, stopped = "", False
         with _environment(), _quiet_torchrun():
             try:
                 agent("-m", "giblet.training.worker", str(folder))
             except ChildFailedError as error:
                 rank, failure = error.get_first_failure()
                 killed = f"rank {rank} ended with {failure.signal_name() or f'exit code {failure.exitcode}'}"
-            except _signal_exception() as error:
-                killed = str(error)
-        return _result(folder, killed)
+            except SignalException as error:
+                killed, stopped = str(error), True
+        return _result(folder, killed, stopped=stopped)
 
 
 def _launch_config(processes: int) -> LaunchConfig:
@@ -72,12 +73,6 @@ def _launch_config(processes: int) -> LaunchConfig:
         max_restarts=0,
         monitor_interval=0.1,
     )
-
-
-def _signal_exception() -> type[Exception]:
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-
-    return SignalException
 
 
 @contextmanager
@@ -109,13 +104,17 @@ def _quiet_torchrun() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _result(folder: Path, killed: str) -> TrainResult:
+def _result(folder: Path, killed: str, *, stopped: bool) -> TrainResult:
     outcomes = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("outcome-*.json")}
     failed = [outcome for outcome in outcomes.values() if outcome["exit_code"] != EXIT_OK]
-    if not failed and not killed:
+    if not failed and "outcome-0" in outcomes and (stopped or not killed):  # a signal may come after the work is done
         result = outcomes["outcome-0"]["result"]
         best = None if result["best"] is None else Best(**result["best"])
         return TrainResult(**{**result, "best": best})
+    if stopped and not failed:  # the signal came before any rank could catch it: nothing was trained yet
+        raise StoppedError(
+            "stopped as asked, while the ranks were starting", remedy="start the same run again to go on"
+        )
     # A peer of a rank that failed sees a broken connection and says so, later.
     failed.sort(key=lambda outcome: (outcome["exit_code"] == EXIT_CRASHED, outcome["unix_seconds"]))
     raise _error(failed[0] if failed else None, killed)
