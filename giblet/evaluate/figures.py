@@ -118,7 +118,7 @@ def glass_brains(images: Sequence[tuple[str, Any]], *, maximum: float, label: st
         for index, (title, image) in enumerate(images):
             height = 1.0 / len(images)
             bottom = 1.0 - (index + 1) * height
-            axes = figure.add_axes((0.0, bottom, 0.93, height * 0.92))
+            axes = figure.add_axes((0.0, bottom, 0.90, height * 0.92))
             with warnings.catch_warnings():
                 # nilearn warns of NaN outside the mask, and that a colour bar cannot be laid out by the figure.
                 warnings.simplefilter("ignore")
@@ -138,7 +138,7 @@ def glass_brains(images: Sequence[tuple[str, Any]], *, maximum: float, label: st
                 )
             figure.text(0.005, bottom + height * 0.93, title, weight="bold", size=9.5, va="top")
         scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0.0, maximum), "YlGnBu")
-        bar = figure.add_axes((0.945, 0.25, 0.013, 0.5))
+        bar = figure.add_axes((0.915, 0.25, 0.013, 0.5))
         figure.colorbar(scale, cax=bar, label=label)
         return render(figure, "png")
 

@@ -6,7 +6,7 @@ in either direction are left out, since there the series still overlap through t
 
 A run of T TRs has fewer than T different shifts, too few for a small p-value voxel by voxel. So each correlation is
 divided by the root mean square of its voxel's correlations at shifts that are at least `minimum_shift_trs` away from
-its own (and from 0), and the observed one is ranked among those of all voxels together: a pooled permutation test, as
+its own (and from 0), mixed with that of all voxels, and the observed one is ranked among those of all voxels together: a pooled permutation test, as
 in Tusher, Tibshirani and Chu (2001). Without the distance, a large shifted value would be divided by its equally large
 neighbours while the observed one is not, and the test would find too much. Multiple testing: Benjamini and Hochberg
 (1995).
@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from giblet.evaluate.correlation import FloatArray, TimeSums, centre_in_blocks
 
 VOXEL_CHUNK = 4096
+OWN_SHARE = 0.5
+"""Of a voxel's own mean square in its scale; the rest is the mean over voxels, since one run's shifts estimate the own
+one so coarsely that true correlations would drown in the tails that this gives the null."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,10 @@ def _correlations(
         r += products[every[:, column]]
         squares += mean_squares[every[:, column]]
     with np.errstate(invalid="ignore", divide="ignore"):
-        norm = np.sqrt(norms.xx * norms.yy)
-        return r / norm, np.sqrt(squares) / norm
+        power = norms.xx * norms.yy
+        own = squares / power
+        usual = np.nanmean(own, axis=1, keepdims=True) if np.isfinite(own).any() else own
+        return r / np.sqrt(power), np.sqrt(OWN_SHARE * own + (1.0 - OWN_SHARE) * usual)
 
 
 def circular_products(prediction: FloatArray, bold: FloatArray) -> NDArray[np.float64]:

@@ -111,7 +111,9 @@ def _in_words(summary: dict[str, Any]) -> str:
             sentences.append(f"It and banded ridge on the same features cannot be told apart: they differ by {amount}.")
     if scores["model"].get("significant_share") is not None:
         share = scores["model"]["significant_share"]
-        sentences.append(f"{share:.0%} of all voxels are predicted better than chance (false discovery rate 5 %).")
+        sentences.append(
+            f"{_value(share, 'percent1')} of all voxels are predicted better than chance (false discovery rate 5 %)."
+        )
     return " ".join(sentences)
 
 
@@ -170,8 +172,8 @@ def _row(name: str, scores: dict[str, Any], ceiling: float | None, *, group: boo
         _value(ceiling, "r3"),
         _value(model["share_of_ceiling"], "percent"),
         _value(ridge.get("share_of_ceiling"), "percent"),
-        _value(model["significant_share"], "percent"),
-        _value(ridge.get("significant_share"), "percent"),
+        _value(model["significant_share"], "percent1"),
+        _value(ridge.get("significant_share"), "percent1"),
     ]
     return f"<tr{' class=group' if group else ''}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
