@@ -19,8 +19,11 @@ from tests.support.prepared import make_prepared
 from tests.support.training import small_config
 
 EPOCHS, STEPS = 8, 16
-TOLERANCE = 1e-5
-"""Relative difference of losses between world sizes: sums in another order, over 16 steps. 1e-6 was seen."""
+TOLERANCE, TOLERANCE_AT_FIRST = 3e-4, 5e-6
+"""Relative difference of losses between world sizes, over 16 steps and in the first two epochs.
+
+Only the order of sums differs, at 1e-7; AdamW and batch norm amplify it from step to step. Seen: 4e-5 in the end.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,9 @@ def close(found, expected):
     """Equal but for rounding: losses, scores, and which step was best."""
     for split, terms in (("train", ("loss", "bold", "video", "audio", "text")), ("validation", ("loss", "bold"))):
         for term in terms:
-            assert found.history[split][term] == pytest.approx(expected.history[split][term], rel=TOLERANCE)
+            curve, wanted = found.history[split][term], expected.history[split][term]
+            assert curve == pytest.approx(wanted, rel=TOLERANCE), term
+            assert curve[:2] == pytest.approx(wanted[:2], rel=TOLERANCE_AT_FIRST), term
     assert (found.step, found.epoch, found.reason) == (expected.step, expected.epoch, expected.reason)
     assert found.best.step == expected.best.step
 
