@@ -6,10 +6,10 @@ in either direction are left out, since there the series still overlap through t
 
 A run of T TRs has fewer than T different shifts, too few for a small p-value voxel by voxel. So each correlation is
 divided by the root mean square of its voxel's correlations at shifts that are at least `minimum_shift_trs` away from
-its own (and from 0), mixed with that of all voxels, and the observed one is ranked among those of all voxels together: a pooled permutation test, as
-in Tusher, Tibshirani and Chu (2001). Without the distance, a large shifted value would be divided by its equally large
-neighbours while the observed one is not, and the test would find too much. Multiple testing: Benjamini and Hochberg
-(1995).
+its own (and from 0), mixed with that of all voxels, and the observed one is ranked among those of all voxels together:
+a pooled permutation test, as in Tusher, Tibshirani and Chu (2001). Without the distance, a large shifted value would be
+divided by its equally large neighbours while the observed one is not, and the test would find too much. Multiple
+testing: Benjamini and Hochberg (1995).
 """
 
 from __future__ import annotations
