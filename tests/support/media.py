@@ -37,8 +37,6 @@ def make_film(
         video = container.add_stream(codec, rate=Fraction(fps))
         video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         video.bit_rate = 4_000_000
-        if path.suffix == ".avi":
-            video.codec_context.max_b_frames = 0  # its timestamps would skip the second frame's
         if times_ms is not None:
             video.codec_context.time_base = Fraction(1, 1000)
             video.time_base = Fraction(1, 1000)

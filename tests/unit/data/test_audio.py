@@ -122,7 +122,7 @@ def test_a_film_s_sound_is_on_the_film_s_clock(tmp_path):
 
 def test_sound_that_ends_early_is_silent_to_the_film_s_end(processor):
     codes = np.concatenate([*processor.stream([SOUND[:24_000]], 150)], axis=1)
-    padded = processor.encode(np.concatenate([SOUND[:24_000], np.zeros(48_000, np.float32)]), 24_000)
+    padded = processor.encode(np.concatenate([SOUND[:24_000], np.zeros(24_000, np.float32)]), 24_000)
     assert np.array_equal(codes, padded)
 
 
