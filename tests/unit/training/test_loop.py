@@ -43,7 +43,7 @@ def test_resumed_from_any_save_equals_uninterrupted_bit_for_bit(dataset):
 
 
 def test_it_learns(dataset):
-    config = small_config(training={"epochs": 25, "learning_rate": 1e-2}, model={"norm": "layer", "dropout_scale": 0.0})
+    config = small_config(training={"epochs": 50, "learning_rate": 1e-2}, model={"norm": "layer", "dropout_scale": 0.0})
     result, _ = run(dataset, config)
     losses = result.history["train"]["bold"]
     assert losses[-1] < 0.8 * losses[0], losses
