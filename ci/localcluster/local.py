@@ -66,7 +66,8 @@ class LocalCluster:
         reachable_state(self.paths)
         seconds = self.build(steps)
         images = [self.images.image(spec) for spec in addons.image_specs(self.tools)]
-        return seconds + steps.run(self._start_steps(nodes, gpus, images))
+        fresh = self.control_plane.machine.init_pid is None
+        return seconds + steps.run(self._start_steps(nodes, gpus, images), learn=fresh)
 
     def build(self, steps: Steps) -> float:
         """Fetch and build what is not cached: programs first, then images of them. Starts nothing."""

@@ -29,8 +29,11 @@ class Steps:
         self._write = write
         self._known = _read(timings)
 
-    def run(self, steps: list[Step]) -> float:
-        """Run all; returns the seconds that it took. A failing step ends it with its own exception."""
+    def run(self, steps: list[Step], *, learn: bool = True) -> float:
+        """Run all; returns the seconds that it took. A failing step ends it with its own exception.
+
+        Without `learn` the times are not remembered: those of an `up` that finds all done say nothing about the next.
+        """
         started = time.monotonic()
         width = len(str(len(steps)))
         for number, step in enumerate(steps, start=1):
@@ -41,7 +44,8 @@ class Steps:
             began = time.monotonic()
             step.action()
             self._known[step.name] = round(time.monotonic() - began, 2)
-        write_atomically(self._timings, json.dumps(self._known, indent=1, sort_keys=True))
+        if learn:
+            write_atomically(self._timings, json.dumps(self._known, indent=1, sort_keys=True))
         return time.monotonic() - started
 
     def _estimate(self, step: Step) -> float:

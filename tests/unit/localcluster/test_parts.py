@@ -49,6 +49,11 @@ def test_steps_say_how_much_is_left_and_learn_from_the_last_run(tmp_path: Path) 
     assert "about 1 s left" in said[0]
 
 
+def test_an_up_that_finds_all_done_teaches_nothing(tmp_path: Path) -> None:
+    Steps(tmp_path / "timings.json", write=len).run([Step("first", lambda: None, 40)], learn=False)
+    assert not (tmp_path / "timings.json").exists()
+
+
 def test_a_damaged_timings_file_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "timings.json").write_text('{"first": ')
     Steps(tmp_path / "timings.json", write=len).run([Step("first", lambda: None, 1)])
