@@ -14,10 +14,7 @@ from tests.support.example_film import hashed_words
 
 @pytest.fixture(scope="module")
 def real_film() -> Path:
-    path = film.cache_folder() / film.FILM_NAME
-    if not path.is_file() or film.file_sha256(path) != film.FILM_SHA256:
-        pytest.skip("the film is not in the cache; `giblet example DIR` fetches it")
-    return path
+    return film.obtain_film()
 
 
 def _frame(path: Path, seconds: float) -> np.ndarray:

@@ -90,11 +90,11 @@ def write_words(film: Path, rows: Sequence[tuple[object, object, str]]) -> None:
     film.with_suffix(".tsv").write_text("\n".join(lines) + "\n")
 
 
-def tiny_config(bids: Path, cache: Path, **changes: object) -> DataConfig:
+def tiny_config(source: Path, cache: Path, **changes: object) -> DataConfig:
     """Small pictures, random codec weights, the packaged sentence model."""
     return DataConfig(
         **{
-            "bids": str(bids),
+            "bids": str(source),
             "cache_dir": str(cache),
             "video": VideoConfig(height=6, width=8, frame_skip=2),
             "audio": AudioConfig(weights="random"),

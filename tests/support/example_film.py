@@ -17,7 +17,9 @@ _BITS = 12
 def write_film(path: Path, seconds: int = 12, *, sound: bool = True, keyframe_every: int = 12) -> Path:
     """H.264 with B-frames and AAC: frame n shows n in black and white bars; second s sounds at 300 + 150 s Hz."""
     with av.open(path, "w") as out:
-        video = out.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": "16", "preset": "ultrafast", "bf": "2"})
+        video = out.add_stream(
+            "libx264", rate=FRAMES_PER_SECOND, options={"crf": "16", "preset": "ultrafast", "bf": "2"}
+        )
         video.width, video.height, video.pix_fmt = 96, 54, "yuv420p"
         video.codec_context.gop_size = keyframe_every
         audio = out.add_stream("aac", rate=SAMPLE_RATE_HZ, layout="mono") if sound else None
