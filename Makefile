@@ -4,7 +4,7 @@ PYTHON ?=
 export PYTHON
 PY := .venv/bin/python
 
-.PHONY: help demo test lint unit integration bench gpu generated setup clean
+.PHONY: help demo test lint unit integration e2e bench gpu generated setup clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,10 @@ unit: setup  ## the quick tests
 
 integration: setup  ## real S3 server, real processes, killed for real
 	@$(PY) -m pytest tests/integration
+
+e2e: setup  ## the demo in small, and a real Kubernetes cluster (root on Linux; builds it the first time)
+	@ci/cluster build
+	@$(PY) -m pytest tests/e2e
 
 bench: setup  ## giblet beside the bare tools, as ratios with their spread
 	@$(PY) ci/bench.py
