@@ -4,7 +4,7 @@ Real film → prepared data → training in two processes, killed once on purpos
 Every step is a `giblet` command that you can type yourself; the demo prints it. What is there already (film, data set,
 prepared dataset) is used again, so that a second demo only trains, verifies and evaluates.
 
-`--quick` is the same on a minute and a half of the film, for the tests.
+`--quick` is the same on four minutes of the film, for the tests.
 """
 
 from __future__ import annotations
@@ -62,14 +62,18 @@ class Demo:
         self.timings.write_text(json.dumps(self.seconds, indent=2) + "\n")
 
 
-QUICK = ["data.video.height=18", "data.video.width=32", "model.voxel_hidden=32", "training.epochs=12"]
+QUICK = [
+    "data.video.height=18", "data.video.width=32", "data.segment_trs=8", "model.voxel_hidden=32", "training.epochs=15",
+    "checkpoint.save_every_epochs=3",
+]  # fmt: skip
+QUICK_EXAMPLE = ["--minutes", "4", "--resolution-mm", "8", "--subjects", "1"]
 
 
 def main() -> int:
     """Run every step; the exit code of the first that fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where everything goes (demo)")
-    parser.add_argument("--quick", action="store_true", help="a minute and a half of the film, coarse voxels")
+    parser.add_argument("--quick", action="store_true", help="four minutes of the film, one subject, coarse voxels")
     options = parser.parse_args()
     os.chdir(ROOT)
     folder: Path = options.folder
@@ -84,9 +88,7 @@ def main() -> int:
     changed = [text for text in overrides if text not in (f"{key}={value}" for key, value in defaults())]
     settings = ["--config", CONFIG, *(part for text in changed for part in ("--set", text))]
     with demo.step("example", "a real film, and simulated brains that watched it"):
-        giblet(
-            "example", str(folder / "bids"), *(["--minutes", "1.5", "--resolution-mm", "8"] if options.quick else [])
-        )
+        giblet("example", str(folder / "bids"), *(QUICK_EXAMPLE if options.quick else []))
     with demo.step("prepare", "film, sound, words and BOLD onto the TR grid"):
         giblet("prepare", *settings)
     bucket, _, prefix = config.checkpoint.url.removeprefix("s3://").partition("/")
