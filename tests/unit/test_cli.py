@@ -51,3 +51,24 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "exit codes" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["train"], 2, "name a BIDS folder"),
+        (["prepare", "{tmp}/absent"], 65, "absent"),
+        (["verify", "{tmp}/absent.safetensors"], 66, "no such file"),
+        (["evaluate", "--out", "{tmp}/report"], 2, "name a BIDS folder"),
+        (["config", "check", "{tmp}/absent.yaml"], 2, "no such file"),
+        (["example", "{tmp}/example", "--resolution-mm", "7"], 2, "resolution"),
+    ],
+)
+def test_each_verb_says_what_is_wrong_and_ends_with_its_code(
+    arguments: list[str], code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([part.format(tmp=tmp_path) for part in arguments]) == code
+    captured = capsys.readouterr()
+    assert "giblet: error:" in captured.err
+    assert said in captured.err.replace("\n", " ")
+    assert captured.out == ""
