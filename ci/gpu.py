@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from giblet.config import GibletConfig, load_config
 from giblet.data.manifest import MANIFEST_NAME, ArrayFile, Manifest
 from giblet.data.prepared import PreparedDataset, file_sha256
-from giblet.models import Dimensions, resolve_dimensions
+from giblet.models import Dimensions, MultimodalAutoencoder, resolve_dimensions
 from giblet.models.structure import meta_model
 from giblet.training.checkpointing import load_newest, training_tensors
 from giblet.training.loop import Trainer, hrf_kernel, open_store
@@ -153,6 +153,7 @@ def step_flops(config: GibletConfig, dataset: PreparedDataset) -> float:
     context = 0 if kernel is None else len(kernel) - 1
     trs, micro = context + config.data.segment_trs, config.training.micro_batch_samples
     model = meta_model(config, dimensions, hrf_kernel=kernel).to("meta")
+    assert isinstance(model, MultimodalAutoencoder)
     target = (torch.arange(trs) >= context).repeat(micro)
     inputs = (
         torch.empty(len(target), *model.video_shape, device="meta"),
@@ -162,7 +163,7 @@ def step_flops(config: GibletConfig, dataset: PreparedDataset) -> float:
     counter = FlopCounterMode(display=False)
     with counter:
         outputs = model(*inputs, trs=trs, decode_mask=target)
-        torch.stack([value.float().sum() for value in outputs.values() if value.requires_grad]).sum().backward()
+        torch.stack([value.float().sum() for value in outputs.values() if value.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
     return float(counter.get_total_flops()) * config.training.global_batch_samples / micro
 
 
@@ -206,21 +207,19 @@ def clock(device: torch.device) -> float:
 
 def made_up_dataset(folder: Path, config: GibletConfig) -> PreparedDataset:
     """Random stimuli and BOLD of the configured shapes: as many TRs as one step and a validation need."""
-    model, training, rng = config.model, config.training, np.random.default_rng(0)
+    size, training, rng = resolve_dimensions(config), config.training, np.random.default_rng(0)
     train_trs, validation_trs, gap = training.global_batch_samples * config.data.segment_trs, 32, 20
     trs = train_trs + gap + validation_trs
-    frames, codes = model.video_frames, model.audio_frames
-    assert frames is not None
-    assert codes is not None
+    frames, codes = size.video_frames, size.audio_frames
     arrays = {
-        "video": rng.integers(0, 256, (trs, frames, model.video_height, model.video_width, 3), dtype=np.uint8),
+        "video": rng.integers(0, 256, (trs, frames, size.video_height, size.video_width, 3), dtype=np.uint8),
         "video_mask": np.ones((trs, frames), bool),
-        "audio": rng.integers(0, 1024, (trs, model.audio_codebooks, codes), dtype=np.int16),
+        "audio": rng.integers(0, 1024, (trs, size.audio_codebooks, codes), dtype=np.int16),
         "audio_mask": np.ones((trs, codes), bool),
-        "text": rng.standard_normal((trs, model.text_dimension), dtype=np.float32).astype(np.float16),
+        "text": rng.standard_normal((trs, size.text_dimension), dtype=np.float32).astype(np.float16),
         "text_mask": np.ones(trs, bool),
         "stimulus_mask": np.ones(trs, bool),
-        "bold": rng.standard_normal((trs, model.voxels), dtype=np.float32),
+        "bold": rng.standard_normal((trs, size.voxels), dtype=np.float32),
         "bold_mask": np.ones(trs, bool),
     }
     folder.mkdir()
@@ -232,11 +231,11 @@ def made_up_dataset(folder: Path, config: GibletConfig) -> PreparedDataset:
         "content_hash": "made-up", "created_by": "ci/gpu.py", "simulated": True, "notes": ["random numbers"],
         "tr_seconds": TR_SECONDS, "settings": {}, "provenance": {"inputs": [], "versions": {}},
         "dimensions": {
-            "video_frames": frames, "height": model.video_height, "width": model.video_width,
-            "audio_codebooks": model.audio_codebooks, "audio_frames": codes, "text_dimension": model.text_dimension,
-            "voxels": model.voxels,
+            "video_frames": frames, "height": size.video_height, "width": size.video_width,
+            "audio_codebooks": size.audio_codebooks, "audio_frames": codes, "text_dimension": size.text_dimension,
+            "voxels": size.voxels,
         },
-        "subjects": [{"id": "sub-01", "voxels": model.voxels, "first_voxel": 0, "mask": "none"}],
+        "subjects": [{"id": "sub-01", "voxels": size.voxels, "first_voxel": 0, "mask": "none"}],
         "presentations": [
             {"id": "made-up", "run": "01", "trs": trs, "stimuli": [stimulus], "arrays": files, "bold": bold}
         ],
@@ -244,7 +243,7 @@ def made_up_dataset(folder: Path, config: GibletConfig) -> PreparedDataset:
         "statistics": {
             "video_variance": 1 / 12, "text_variance": 1.0, "bold_variance": 1.0, "audio_code_variance": 1024**2 / 12,
             "audio_unigram_entropy_nats": entropy, "audio_unigram_accuracy": 1 / 1024,
-            "audio_unigram_entropy_nats_by_codebook": [entropy] * (model.audio_codebooks or 0),
+            "audio_unigram_entropy_nats_by_codebook": [entropy] * size.audio_codebooks,
         },
     }  # fmt: skip
     (folder / MANIFEST_NAME).write_text(Manifest.model_validate(manifest).to_json(), encoding="utf-8")
