@@ -18,8 +18,6 @@ from typing import Any
 import nibabel
 import numpy as np
 import numpy.typing as npt
-from nilearn.glm.first_level.design_matrix import create_cosine_drift
-from nilearn.masking import compute_epi_mask
 
 from giblet.config.schema import BoldConfig
 from giblet.errors import DataError
@@ -123,6 +121,8 @@ def brain_mask(mean: npt.NDArray[np.float32], affine: Array, anatomical: Mask | 
     Without an anatomical mask, opening and the largest component (nilearn's defaults) do what it would: drop what is
     bright and not brain. Raises `DataError` where nothing is left.
     """
+    from nilearn.masking import compute_epi_mask  # takes seconds to import
+
     image = nibabel.Nifti1Image(np.nan_to_num(mean), affine)  # type: ignore[no-untyped-call]
     alone = anatomical is None
     try:
@@ -210,6 +210,8 @@ def drift_design(trs: int, tr_seconds: float, config: BoldConfig) -> npt.NDArray
     if config.detrend:
         columns.append(np.linspace(-1, 1, trs))
     if config.high_pass_hz > 0:
+        from nilearn.glm.first_level.design_matrix import create_cosine_drift  # takes seconds to import
+
         columns += list(create_cosine_drift(config.high_pass_hz, np.arange(trs) * tr_seconds).T[:-1])
     return np.stack(columns, axis=1)
 
