@@ -1,0 +1,88 @@
+"""`giblet train` and `giblet evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from dataclasses import asdict
+from pathlib import Path
+
+from giblet.commands.common import Verbs, config_arguments
+
+
+def add(verbs: Verbs) -> None:
+    """Add these verbs to the command line."""
+    _add_train(verbs)
+    _add_evaluate(verbs)
+
+
+def _add_train(verbs: Verbs) -> None:
+    parser = verbs.add_parser(
+        "train",
+        help="train, or go on with a run where it was",
+        description="Prepares the data if need be, goes on from the newest good checkpoint of `run.name`, and starts "
+        "torchrun itself for training.processes > 1. Ctrl-C or SIGTERM saves and stops (exit 143); the same command "
+        "goes on. A second Ctrl-C leaves at once.",
+    )
+    config_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print how the run ended as JSON")
+    parser.set_defaults(verb=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    import os
+
+    from giblet.config import load_config
+    from giblet.data.ensure import ensure_prepared
+    from giblet.storage.embedded import embedded_if_asked
+    from giblet.training import launch_processes, train
+
+    config = load_config(options.config, options.overrides)
+    logs.configure(config.telemetry.log_format, run=config.run.name)
+    started_by_torchrun = "RANK" in os.environ
+    with contextlib.nullcontext() if started_by_torchrun else embedded_if_asked(config.checkpoint):
+        dataset = ensure_prepared(config)
+        many = config.training.processes > 1 and not started_by_torchrun
+        result = (launch_processes if many else train)(config, dataset_path=dataset.path)
+    row = {**asdict(result), "run": config.run.name}
+    print_result(
+        options, row, f"run {config.run.name} ended at step {result.step} (epoch {result.epoch}): {result.reason}"
+    )
+    return 0
+
+
+def _add_evaluate(verbs: Verbs) -> None:
+    parser = verbs.add_parser(
+        "evaluate",
+        help="score a checkpoint on held-out runs, and write the report",
+        description="Per-voxel correlation over time on held-out runs beside the ceiling, chance, and banded ridge. "
+        "Writes evaluation.json, NIfTI maps and one self-contained report.html.",
+    )
+    config_arguments(parser)
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="checkpoint of this step (default: the best, or the newest)"
+    )
+    parser.add_argument("--out", "-o", type=Path, required=True, metavar="DIR", help="folder for report and maps")
+    parser.add_argument("--no-baseline", action="store_true", help="leave banded ridge out (quicker)")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.set_defaults(verb=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from giblet.config import load_config
+    from giblet.data.ensure import ensure_prepared
+    from giblet.evaluate.checkpoint import choose_checkpoint, load_model, run_facts
+    from giblet.evaluate.evaluate import evaluate
+    from giblet.storage import open_storage
+    from giblet.storage.embedded import embedded_if_asked
+
+    config = load_config(options.config, options.overrides)
+    dataset = ensure_prepared(config)
+    with embedded_if_asked(config.checkpoint):
+        storage = open_storage(config.checkpoint.url, config.checkpoint)
+        ref = choose_checkpoint(storage, config.run.name, options.step)
+        model, state = load_model(config, dataset, storage, ref)
+        facts = run_facts(storage, ref, state)
+    result = evaluate(config, dataset, model, options.out, facts=facts, with_baseline=not options.no_baseline)
+    print_result(options, result.summary, f"report: {result.report_path}")
+    return 0

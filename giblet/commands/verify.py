@@ -1,0 +1,55 @@
+"""`giblet verify`."""
+
+from __future__ import annotations
+
+import argparse
+
+from giblet.commands.common import Verbs, config_arguments, say
+
+
+def add(verbs: Verbs) -> None:
+    """Add these verbs to the command line."""
+    _add_verify(verbs)
+
+
+def _add_verify(verbs: Verbs) -> None:
+    parser = verbs.add_parser(
+        "verify",
+        help="read a checkpoint back, every byte, and judge it",
+        description="Judges a run's newest checkpoint, or one checkpoint, safetensors file, DCP folder or legacy .pt. "
+        "Exit 0: SAFE, or SAFE WITH WARNINGS; 1: UNSAFE; anything else: it could not be judged.",
+    )
+    parser.add_argument("url", metavar="URL", help="s3://bucket/prefix/runs/NAME[/checkpoints/…], a folder or a file")
+    config_arguments(parser)
+    parser.add_argument(
+        "--restore", action=argparse.BooleanOptionalAction,
+        help="also load it into the model and score it (default: verify.restore where --config is given)",
+    )  # fmt: skip
+    parser.add_argument("--record", action="store_true", help="write the report into the run and move verified.json")
+    parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
+    parser.set_defaults(verb=_verify)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    import json
+
+    from rich.console import Console
+
+    from giblet.checkpoint.layout import split_address
+    from giblet.config import GibletConfig, load_config
+    from giblet.storage import open_storage
+    from giblet.storage.embedded import embedded_if_asked
+    from giblet.verify import record, render, verify
+
+    config = load_config(options.config, options.overrides) if options.config or options.overrides else None
+    settings = config or GibletConfig()
+    restore = options.restore if options.restore is not None else config is not None and config.verify.restore
+    with embedded_if_asked(settings.checkpoint):
+        report = verify(options.url, config=config, restore=restore)
+        if options.record:
+            record(report, open_storage(split_address(report.url)[0], settings.checkpoint))
+    if options.json:
+        say(json.dumps(report.to_json(), indent=2, allow_nan=False))
+    else:
+        render(report, Console())
+    return report.exit_code
