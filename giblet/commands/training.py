@@ -7,7 +7,8 @@ import contextlib
 from dataclasses import asdict
 from pathlib import Path
 
-from giblet.commands.common import Verbs, config_arguments
+from giblet.commands.common import Verbs, config_arguments, print_result
+from giblet.telemetry import logs
 
 
 def add(verbs: Verbs) -> None:
