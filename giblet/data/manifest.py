@@ -100,8 +100,9 @@ class Provenance(_Part):
 class Statistics(_Part):
     """Of training TRs only. A variance is the mean squared error of the best constant prediction.
 
-    That is: each pixel's, feature's, code position's or voxel's own variance over training TRs, averaged over them.
-    Video is scaled to [0, 1]. Entropy and accuracy are those of the best constant guess per codebook.
+    That is: the variance over training TRs of each pixel of a TR's mean frame, each text feature, each codebook's code
+    number and each voxel, averaged over them. Video is scaled to [0, 1]. Entropy and accuracy are those of the best
+    constant guess per codebook.
     """
 
     video_variance: float

@@ -25,8 +25,12 @@ from giblet.data.text import resolve_model
 from giblet.errors import DataError
 from giblet.telemetry.logs import get_logger
 
-RECIPE = 1
-"""Raised whenever the same inputs and settings come to make other arrays."""
+RECIPE = 2
+"""Raised whenever the same inputs and settings come to make other arrays or statistics.
+
+2: the scale of the video loss is the variance of a TR's mean frame, which the network rebuilds, not of single frames;
+that of BOLD is over a subject's runs together.
+"""
 
 SHAPING = ("video", "audio", "text", "bold", "split")
 MODEL_SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".bin", ".model", ".th", ".pt"})

@@ -126,11 +126,12 @@ def _statistics(plan: Plan, config: DataConfig, presentations: tuple[Presentatio
             if training.any():
                 yield {name: load(array_name(index, name)) for name in STIMULUS_ARRAYS}, training
 
-    def bolds() -> Iterator[tuple[Array, Array]]:
+    def runs(subject: str) -> Iterator[tuple[Array, Array]]:
         for index, presentation in enumerate(presentations):
-            training = plan.training_trs(index)
-            for subject in presentation.bold:
+            if subject in presentation.bold:
                 counted = load(array_name(index, f"bold_mask-{subject}"))
-                yield load(array_name(index, f"bold-{subject}")), np.asarray(counted & training)
+                training = np.asarray(counted & plan.training_trs(index))
+                yield load(array_name(index, f"bold-{subject}")), training
 
-    return statistics(stimuli(), bolds(), config.audio.codebooks)
+    subjects = sorted({subject for presentation in presentations for subject in presentation.bold})
+    return statistics(stimuli(), (runs(subject) for subject in subjects), config.audio.codebooks)

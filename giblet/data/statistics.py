@@ -42,9 +42,19 @@ class RunningVariance:
         self._count = total
 
     @property
+    def elements(self) -> int:
+        """Rows x columns."""
+        return self._count * len(self._squares)
+
+    @property
+    def squares(self) -> float:
+        """Sum over all elements of the squared distance to their column's mean."""
+        return float(self._squares.sum())
+
+    @property
     def mean_variance(self) -> float:
         """The mean over columns of their variance: the squared error of the best constant prediction."""
-        return float(self._squares.mean() / self._count) if self._count else 0.0
+        return self.squares / self.elements if self.elements else 0.0
 
 
 class CodeCounts:
@@ -88,25 +98,26 @@ class CodeCounts:
 
 
 def statistics(
-    stimuli: Iterable[tuple[dict[str, Array], Array]], bolds: Iterable[tuple[Array, Array]], codebooks: int
+    stimuli: Iterable[tuple[dict[str, Array], Array]],
+    bolds: Iterable[Iterable[tuple[Array, Array]]],
+    codebooks: int,
 ) -> Statistics:
-    """Statistics over training rows.
+    """Statistics over training rows, each of what the network is to predict.
 
-    `stimuli` has each presentation's arrays by name and its training rows bool (T,); `bolds` each subject's BOLD with
-    the training rows that count.
+    `stimuli` has each presentation's arrays by name and its training rows bool (T,); `bolds` has for each subject its
+    runs' BOLD with the training rows that count.
     """
     video, text, codes = RunningVariance(), RunningVariance(), CodeCounts(codebooks)
     for arrays, training in stimuli:
         for rows in _pieces(training):
-            video.add(arrays["video"][rows][arrays["video_mask"][rows]])
+            video.add(mean_frames(arrays["video"][rows], arrays["video_mask"][rows]))
             text.add(arrays["text"][rows][arrays["text_mask"][rows]])
             codes.add(arrays["audio"][rows].transpose(0, 2, 1)[arrays["audio_mask"][rows]])
-    voxel_variances = _bold_variances(bolds)
     entropies = codes.entropies
     return Statistics(
         video_variance=video.mean_variance / 255**2,
         text_variance=text.mean_variance,
-        bold_variance=float(np.mean(voxel_variances)) if len(voxel_variances) else 0.0,
+        bold_variance=_bold_variance(bolds),
         audio_code_variance=codes.variance,
         audio_unigram_entropy_nats=float(np.mean(entropies)),
         audio_unigram_entropy_nats_by_codebook=entropies,
@@ -114,16 +125,25 @@ def statistics(
     )
 
 
-def _bold_variances(bolds: Iterable[tuple[Array, Array]]) -> list[float]:
-    """Each run's mean voxel variance over training rows."""
-    variances = []
-    for bold, training in bolds:
+def mean_frames(video: Array, mask: Array) -> Array:
+    """The mean of each TR's own frames, `video` (T, F, H, W, 3) and `mask` (T, F) → float64 (TRs with any, H·W·3).
+
+    It is what the network rebuilds (`giblet.models.losses.target_frame`). It varies less than single frames do.
+    """
+    means = [row[own].mean(axis=0, dtype=np.float64).ravel() for row, own in zip(video, mask, strict=True) if own.any()]
+    return np.stack(means) if means else np.zeros((0, video[0, 0].size))
+
+
+def _bold_variance(subjects: Iterable[Iterable[tuple[Array, Array]]]) -> float:
+    """Squared distance of training rows to each voxel's mean over a subject's runs, a mean over all that is scanned."""
+    squares, elements = 0.0, 0
+    for runs in subjects:
         running = RunningVariance()
-        for rows in _pieces(training):
-            running.add(bold[rows])
-        if training.any():
-            variances.append(running.mean_variance)
-    return variances
+        for bold, training in runs:
+            for rows in _pieces(training):
+                running.add(bold[rows])
+        squares, elements = squares + running.squares, elements + running.elements
+    return squares / elements if elements else 0.0
 
 
 def _pieces(training: Array) -> Iterator[Array]:

@@ -24,7 +24,7 @@ def test_defects_8_and_9_scales_are_fixed_and_of_the_training_set():
     rng = np.random.default_rng(0)
     arrays, training = [_arrays(rng), _arrays(rng)], [np.arange(70) < 50, np.arange(70) >= 40]
     bold = rng.normal(2, 3, (70, 8)).astype(np.float32)
-    found = statistics(zip(arrays, training, strict=True), [(bold, training[0])], codebooks=2)
+    found = statistics(zip(arrays, training, strict=True), [[(bold, training[0])]], codebooks=2)
 
     def chosen(name):
         return [a[name][t] for a, t in zip(arrays, training, strict=True)]
@@ -33,7 +33,9 @@ def test_defects_8_and_9_scales_are_fixed_and_of_the_training_set():
         pairs = zip(chosen(name), chosen(f"{name}_mask"), strict=True)
         return np.concatenate([values[mask] for values, mask in pairs]).astype(float)
 
-    assert found.video_variance == pytest.approx((masked("video") / 255).var(axis=0).mean())
+    shown = zip(np.concatenate(chosen("video")), np.concatenate(chosen("video_mask")), strict=True)
+    frames = [row[own].mean(axis=0) / 255 for row, own in shown if own.any()]
+    assert found.video_variance == pytest.approx(np.stack(frames).var(axis=0).mean())
     assert found.text_variance == pytest.approx(masked("text").var(axis=0).mean())
     assert found.bold_variance == pytest.approx(bold[:50].astype(float).var(axis=0).mean())
     pairs = zip(chosen("audio"), chosen("audio_mask"), strict=True)
@@ -45,6 +47,17 @@ def test_defects_8_and_9_scales_are_fixed_and_of_the_training_set():
     assert found.audio_unigram_entropy_nats == pytest.approx(np.mean(found.audio_unigram_entropy_nats_by_codebook))
     commonest = [np.unique(book, return_counts=True)[1].max() / len(codes) for book in codes.T]
     assert found.audio_unigram_accuracy == pytest.approx(np.mean(commonest))
+
+
+def test_bold_is_pooled_over_a_subject_s_runs_and_weighted_by_what_was_scanned():
+    rng = np.random.default_rng(0)
+    ones = np.ones(40, bool)
+    small = [(rng.normal(5 * run, 1, (40, 2)).astype(np.float32), ones) for run in range(2)]
+    large = [(rng.normal(0, 3, (40, 6)).astype(np.float32), ones)]
+    found = statistics([], [small, large], codebooks=1).bold_variance
+    pooled = [np.concatenate([bold for bold, _ in runs]).astype(float) for runs in (small, large)]
+    errors = np.concatenate([((bold - bold.mean(axis=0)) ** 2).ravel() for bold in pooled])
+    assert found == pytest.approx(errors.mean())
 
 
 def test_a_uniform_code_has_the_entropy_of_its_alphabet():
