@@ -11,8 +11,10 @@ from types import TracebackType
 import torch
 
 from giblet.config.schema import GibletConfig
+from giblet.errors import DivergedError
+from giblet.telemetry.exporter import Exporter
 from giblet.telemetry.logs import get_logger
-from giblet.telemetry.metrics import Metrics, serve
+from giblet.telemetry.metrics import Metrics
 from giblet.telemetry.progress import Bar, progress
 from giblet.training.parallel import World
 from giblet.training.state import TrainState
@@ -37,16 +39,18 @@ def serving_metrics(config: GibletConfig, world: World) -> Iterator[Metrics]:
         yield metrics
         return
     try:
-        server, _ = serve(metrics, port)
+        exporter = Exporter(metrics, port)
     except OSError as error:
         log.warning("metrics are not served", port=port, reason=str(error), remedy="change telemetry.metrics_port")
         yield metrics
         return
-    try:
-        yield metrics
-    finally:
-        server.shutdown()
-        server.server_close()
+    with exporter:
+        try:
+            yield metrics
+        except DivergedError:
+            exporter.wait_for_scrape(config.telemetry.last_scrape_seconds)
+            raise
+        exporter.wait_for_scrape(config.telemetry.last_scrape_seconds)
 
 
 class Reporter:
