@@ -45,6 +45,7 @@ class GoProgram:
     tags: str = ""
 
 
+_PROMETHEUS_TAGS = "netgo,remove_all_sd,enable_kubernetes_sd"
 GO_PROGRAMS = (
     GoProgram("kube-apiserver", "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", 190),
     GoProgram("kube-controller-manager", "kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", 50),
@@ -61,8 +62,10 @@ GO_PROGRAMS = (
         "prometheus",
         "github.com/prometheus/prometheus/cmd/prometheus",
         90,
-        "netgo,remove_all_sd,enable_kubernetes_sd",
+        _PROMETHEUS_TAGS,
     ),
+    # Checks and tests the alerting rules, with the same PromQL as the server's.
+    GoProgram("promtool", "prometheus", "github.com/prometheus/prometheus/cmd/promtool", 20, _PROMETHEUS_TAGS),
 )
 
 # package → the files used from it
