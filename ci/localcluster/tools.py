@@ -97,8 +97,11 @@ class Toolbox:
 
     def go(self, name: str) -> Path:
         """A Go program's path, built or not."""
-        program = next(program for program in GO_PROGRAMS if program.name == name)
-        return self._go_folder(program.module) / name
+        return self.program(next(program for program in GO_PROGRAMS if program.name == name))
+
+    def program(self, program: GoProgram) -> Path:
+        """The path of any Go program that is pinned under ci/go, built or not."""
+        return self._go_folder(program.module) / program.name
 
     def debian(self, name: str) -> Path:
         """The path of a file from an unpacked package, by its last name."""
@@ -129,18 +132,19 @@ class Toolbox:
             steps.append(Step("fetch SeaweedFS", self._fetch_weed, 10))
         for program in GO_PROGRAMS:
             if not self.go(program.name).exists():
-                steps.append(Step(f"build {program.name}", partial(self._build, program), program.seconds))
+                steps.append(Step(f"build {program.name}", partial(self.build, program), program.seconds))
         return steps
 
     def _go_folder(self, module: str) -> Path:
         pinned = b"".join(file.read_bytes() for file in sorted((GO_MODULES / module).iterdir()))
         return self.cache / "go" / f"{module}-{_hash(pinned + _linker_flags(module).encode())}"
 
-    def _build(self, program: GoProgram) -> None:
+    def build(self, program: GoProgram) -> None:
+        """Build a program into the cache. Raises ClusterError when there is no Go, or it does not compile."""
         if shutil.which("go") is None:
             remedy = "install Go 1.26 or newer, or set KUBECONFIG to a cluster that you have"
-            raise ClusterError("building a local cluster needs Go, which is not in PATH", remedy=remedy)
-        target = self.go(program.name)
+            raise ClusterError(f"building {program.name} needs Go, which is not in PATH", remedy=remedy)
+        target = self.program(program)
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_name(f".{target.name}.new")
         flags = ["-trimpath", "-mod=readonly", "-buildvcs=false", f"-tags={program.tags}"]
