@@ -1,0 +1,66 @@
+"""What end-to-end tests share: the demo in small, and a cluster with the image and the demo's dataset in its S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from giblet.data.prepared import PreparedDataset
+from giblet.data.transfer import publish
+from tests.support.cluster import REPOSITORY, TestCluster
+from tests.support.lab import BUCKET, Lab, storage_of
+
+# isort: split
+from localcluster.local import LocalCluster, cannot_run_here
+from localcluster.settings import Paths
+
+
+def skip_unless_a_cluster_can_be_built(state: Path) -> None:
+    """Skip with the reason; in CI the programs are built before, so that only a machine that cannot at all skips."""
+    if (reason := cannot_run_here()) is not None:
+        pytest.skip(f"a local cluster {reason}")
+    local = LocalCluster(Paths(state.resolve(), Paths.from_environment().cache))
+    if missing := [step.name for step in local.tools.missing()]:
+        pytest.skip(f"`ci/cluster build` first: {', '.join(missing)}")
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of `ci/demo.py --quick`, and what it said. GIBLET_E2E_DEMO names one that ran already."""
+    if there := os.environ.get("GIBLET_E2E_DEMO"):
+        return Path(there), (Path(there) / "said.txt").read_text()
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "ci/demo.py", "--quick", "--folder", str(folder)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return folder, done.stderr
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory, demo: tuple[Path, str]) -> Iterator[Lab]:
+    """Two nodes of eight pretended GPUs, the image on them, and the demo's prepared dataset in S3.
+
+    GIBLET_E2E_CLUSTER names the state folder of a cluster that runs already, and is left running.
+    """
+    running = os.environ.get("GIBLET_E2E_CLUSTER")
+    cluster = TestCluster(Path(running) if running else tmp_path_factory.mktemp("lab") / "state")
+    if not running:
+        skip_unless_a_cluster_can_be_built(cluster.state)
+    try:
+        if not running:
+            cluster.run("up", "--kind", "local", "--nodes", "2", "--gpus", "8")
+        image = json.loads(cluster.run("image", "--json").stdout)["image"]
+        with cluster.port_forward("giblet-s3", "service/s3", 8333) as address:
+            storage = storage_of(address)
+            dataset = PreparedDataset.open(next((demo[0] / "datasets").glob("*/manifest.json")).parent)
+            publish(dataset, storage)
+            yield Lab(cluster, image, f"{BUCKET}/datasets/{dataset.manifest.content_hash}", storage, own=not running)
+    finally:
+        if not running:
+            cluster.run("down", check=False)

@@ -1,0 +1,236 @@
+"""`helm install giblet-prod helm/giblet -f configs/prod.yaml` on a real cluster: real operator, real training, real S3.
+
+The values files are those of `configs/`; `tests/e2e/values/small.yaml` makes model, data and resources small. A release
+takes a minute or two on two cores, so that one release serves several tests.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from giblet.verify import newest_accepted
+from tests.support.lab import NAMESPACE, Lab, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+PROD = "configs/prod.yaml"
+ELASTIC = "configs/elastic.yaml"
+CPU = "configs/cpu-smoke.yaml"
+
+
+# ---------------------------------------------------------------------------------- one node, eight processes
+
+
+@pytest.fixture(scope="module")
+def production(lab: Lab) -> Iterator[str]:
+    """The production release, small, from `helm install` to its verdict."""
+    with lab.release("giblet-prod", PROD, config__run__name="production") as job:
+        until(lambda: lab.conditions(job) & {"Succeeded", "Failed"}, "the PyTorchJob ends")
+        until(lambda: lab.verdict(job) is not None, "the verifier says its verdict")
+        yield job
+
+
+def test_eight_processes_train_on_one_node_of_eight_gpus_and_succeed(lab: Lab, production: str) -> None:
+    assert "Succeeded" in lab.conditions(production), lab.story("giblet-prod")
+    (pod,) = lab.pods(production)
+    container = pod["spec"]["containers"][0]
+    assert container["name"] == "pytorch"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    starts = json.loads(lab.storage.get("runs/production/starts/000001.json"))
+    assert starts["world_size"] == 8
+
+
+def test_what_was_committed_last_was_read_back_and_accepted(lab: Lab, production: str) -> None:
+    until(lambda: lab.verified(production), "the verification Job ends")
+    assert lab.verdict(production) in ("SAFE", "SAFE WITH WARNINGS")
+    accepted = newest_accepted(lab.storage, "production")
+    assert accepted is not None
+    assert accepted.step == max(lab.committed_steps("production"))
+    events = lab.get("events", "--field-selector", f"involvedObject.name={production},involvedObject.kind=PyTorchJob")
+    assert any("SAFE" in event["message"] for event in events["items"]), events
+
+
+def test_the_logs_of_each_pod_make_sense_to_a_person(lab: Lab, production: str) -> None:
+    (worker,) = [pod["metadata"]["name"] for pod in lab.pods(production)]
+    told = lab.logs(worker)
+    for word in ("started", "step=", "loss=", "checkpoint", "finished"):
+        assert word in told, f"{word!r} is not in the worker's log:\n{told}"
+    assert "Traceback" not in told
+    assert lab.logs(f"{production}-worker-0", "-c", "prepare")
+    verifier = [pod["metadata"]["name"] for pod in lab.pods(production, "verify")][-1]
+    told = lab.logs(verifier)
+    assert "SAFE" in told
+    assert "Traceback" not in told
+
+
+def test_prometheus_has_seen_the_trainer_and_the_verifier(lab: Lab, production: str) -> None:
+    with lab.cluster.port_forward("giblet-monitoring", "service/prometheus", 9090) as address:
+
+        def latest(query: str) -> list[float]:
+            asked = urllib.parse.urlencode({"query": f"last_over_time({query}[1h])"})
+            with urllib.request.urlopen(f"{address}/api/v1/query?{asked}", timeout=10) as answer:
+                return [float(row["value"][1]) for row in json.load(answer)["data"]["result"]]
+
+        run = '{run="production"}'
+        until(lambda: max(latest(f"giblet_train_step{run}"), default=0) > 0, "trainer metrics", 60)
+        until(lambda: max(latest(f"giblet_verify_verified_step{run}"), default=0) > 0, "verifier metrics", 60)
+        assert max(latest(f"giblet_train_world_size{run}")) == 8
+
+
+def test_nothing_else_may_talk_to_the_pods_and_the_namespace_is_restricted(lab: Lab, production: str) -> None:
+    policies = {row["metadata"]["name"]: row for row in lab.get("networkpolicies")["items"]}
+    selected = [row["spec"]["podSelector"] for name, row in policies.items() if name.startswith(production)]
+    assert selected
+    labels = lab.get("namespace", NAMESPACE)["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_helm_test_tries_bucket_names_and_permissions(lab: Lab, production: str) -> None:
+    done = lab.helm("test", "giblet-prod", "--logs", "--timeout", "3m", check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "conditional put" in done.stdout
+
+
+def test_an_upgrade_that_pods_would_not_follow_is_refused(lab: Lab, production: str) -> None:
+    changed = lab.upgrade(
+        "giblet-prod", PROD, check=False, config__run__name="production", config__training__learning_rate="0.5"
+    )
+    assert changed.returncode != 0
+    assert "upgrade.allow" in changed.stderr
+    same = lab.upgrade("giblet-prod", PROD, config__run__name="production")
+    assert same.returncode == 0
+    lab.helm("rollback", "giblet-prod", "1")
+    assert "Succeeded" in lab.conditions(production), "an upgrade and a rollback to the same left the job alone"
+
+
+# ---------------------------------------------------------------------------------- elastic
+
+
+def test_an_elastic_run_grows_by_a_values_change_loses_a_pod_and_ends_verified(lab: Lab) -> None:
+    sizes = {"config__run__name": "elastic", "config__training__epochs": 60}
+    with lab.release("giblet-elastic", ELASTIC, workers__replicas=1, workers__min=1, workers__max=2, **sizes) as job:
+
+        def world_sizes() -> list[int]:
+            keys = sorted(info.key for info in lab.storage.list("runs/elastic/starts/"))
+            starts = [json.loads(lab.storage.get(key)) for key in keys if key.count(".") == 1]
+            return [int(start["world_size"]) for start in starts]
+
+        until(lambda: lab.committed_steps("elastic"), "a first checkpoint of one worker")
+        assert world_sizes() == [1]
+        lab.upgrade("giblet-elastic", ELASTIC, workers__replicas=2, workers__min=1, workers__max=2, **sizes)
+        until(lambda: 2 in world_sizes(), "a second worker joins")
+        before = max(lab.committed_steps("elastic"))
+        until(lambda: max(lab.committed_steps("elastic")) > before, "a checkpoint of two workers")
+        # worker-0 is no more special than the other: the store where they meet has a pod of its own
+        lab.cluster.kubectl("-n", NAMESPACE, "delete", "pod", f"{job}-worker-0", "--wait=false")
+        before = max(lab.committed_steps("elastic"))
+        until(lambda: max(lab.committed_steps("elastic")) > before, "the run goes on")
+        until(lambda: lab.conditions(job) & {"Succeeded", "Failed"}, "the PyTorchJob ends", 900)
+        assert "Succeeded" in lab.conditions(job)
+        until(lambda: lab.verified(job), "the verifier accepts")
+        assert world_sizes()[0] == 1
+        assert 2 in world_sizes()
+
+
+# ---------------------------------------------------------------------------------- side by side, and gone
+
+
+def test_two_releases_side_by_side_leave_nothing_but_checkpoints(lab: Lab) -> None:
+    def ours() -> set[str]:
+        kinds = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,networkpolicies,pytorchjobs,pdb,pvc"
+        names = lab.cluster.kubectl("-n", NAMESPACE, "get", kinds, "-o", "name").stdout.split()
+        return {name for name in names if "giblet-one" in name or "giblet-two" in name}
+
+    with lab.release("giblet-one", CPU) as one, lab.release("giblet-two", CPU) as two:
+        for job in (one, two):
+            until(lambda job=job: lab.conditions(job) & {"Succeeded", "Failed"}, f"{job} ends")  # type: ignore[misc]
+            until(lambda job=job: lab.verified(job), f"{job} is accepted")  # type: ignore[misc]
+        steps = {run: lab.committed_steps(run) for run in (one, two)}
+        assert all(steps.values()), "each release is a run of its own"
+        assert ours()
+    until(lambda: not ours(), "nothing is left in the namespace", 120)
+    assert {run: lab.committed_steps(run) for run in (one, two)} == steps
+
+
+# ---------------------------------------------------------------------------------- refusals
+
+
+def test_a_bad_configuration_fails_the_job_for_good(lab: Lab) -> None:
+    """It passes every check of the chart; only the trainer can know that the dataset is not there."""
+    missing = lab.dataset.rsplit("/", 1)[0] + "/" + "0" * 64
+    with lab.release("giblet-bad", CPU, config__data__prepared=missing) as job:
+        until(lambda: "Failed" in lab.conditions(job), "the job fails")
+        message = json.loads(_terminated(lab, job)["message"])
+        assert message["exit_code"] == 65
+        assert "no prepared dataset" in message["message"]
+        (pod,) = lab.pods(job)
+        assert pod["metadata"]["name"] == f"{job}-worker-0"
+        assert sum(row["restartCount"] for row in pod["status"]["containerStatuses"]) == 0
+        created = [
+            event
+            for event in lab.get("events", "--field-selector", f"involvedObject.name={job}")["items"]
+            if event["reason"] == "SuccessfulCreatePod"
+        ]
+        assert sum(event.get("count") or 1 for event in created) == 1, "one pod was tried, and no more"
+
+
+def _terminated(lab: Lab, job: str) -> dict[str, str]:
+    (pod,) = lab.pods(job)
+    state = pod["status"]["containerStatuses"][0]["state"]
+    found: dict[str, str] = state["terminated"]
+    return found
+
+
+def test_without_its_bucket_a_run_says_so_and_ends(lab: Lab) -> None:
+    with lab.release("giblet-bucket", CPU, config__checkpoint__url="s3://no-such-bucket/x") as job:
+        until(lambda: "Failed" in lab.conditions(job), "the job fails")
+        message = json.loads(_terminated(lab, job)["message"])
+        assert message["exit_code"] == 78
+        assert "no-such-bucket" in message["message"]
+
+
+def test_without_its_secret_the_pod_says_which(lab: Lab) -> None:
+    with lab.release("giblet-secret", CPU, s3__existingSecret="no-such-secret") as job:
+        until(lambda: "no-such-secret" in _reasons(lab, f"{job}-worker-0"), "the kubelet names the secret", 120)
+
+
+def test_a_wrong_image_shows_as_such(lab: Lab) -> None:
+    with lab.release("giblet-image", CPU, image__digest="sha256:" + "0" * 64) as job:
+        until(lambda: "Failed to pull image" in _reasons(lab, f"{job}-worker-0"), "the pull fails", 120)
+
+
+def test_without_room_the_scheduler_says_what_is_short(lab: Lab) -> None:
+    wanted = {"workers__gpusPerWorker": 9, "config__training__global_batch_samples": 9}
+    with lab.release("giblet-large", PROD, **wanted) as job:
+        until(lambda: "Insufficient nvidia.com/gpu" in _reasons(lab, f"{job}-worker-0"), "it stays pending", 120)
+
+
+def _reasons(lab: Lab, pod: str) -> str:
+    events = lab.get("events", "--field-selector", f"involvedObject.name={pod}")["items"]
+    return "\n".join(f"{event['reason']}: {event['message']}" for event in events)
+
+
+def test_values_that_cannot_work_create_nothing(lab: Lab) -> None:
+    done = lab.install("giblet-wrong", PROD, check=False, workers__min=2, workers__replicas=1)
+    assert done.returncode != 0
+    assert "workers.min" in done.stderr
+    assert lab.helm("list", "--all", "-q").stdout.count("giblet-wrong") == 0
+
+
+def test_without_the_operator_helm_names_the_command_that_installs_it(lab: Lab) -> None:
+    """The last test of a cluster: it takes the operator's API away, and `ci/cluster up` brings it back."""
+    if not lab.own:
+        pytest.skip("the cluster is not the tests' own")
+    lab.cluster.kubectl("delete", "crd", "pytorchjobs.kubeflow.org")
+    try:
+        done = lab.install("giblet-early", PROD, check=False)
+    finally:
+        lab.cluster.run("up", "--nodes", "2", "--gpus", "8")
+    assert done.returncode != 0
+    assert "k8s/operator" in done.stderr
+    assert "giblet-early" not in lab.helm("list", "--all", "-q").stdout
