@@ -12,14 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import giblet
-from giblet.commands import config, data, training, verify
+from giblet.commands import config, data, gate, training, verify
 from giblet.errors import GibletError, OutOfSpaceError, StoppedError
 from giblet.telemetry import logs
 
 Verb: TypeAlias = Callable[[argparse.Namespace], int]
 EPILOG = """\
 exit codes: 0 done · 1 UNSAFE · 2 configuration · 65 data · 66 no such checkpoint · 69 something to install ·
-74 disk full · 75 run name taken · 77 diverged · 78 storage said no · 129 storage away · 143 stopped and saved
+74 disk full · 75 run name taken · 77 diverged · 78 storage said no · 124 out of time · 129 storage away ·
+143 stopped and saved
 """
 
 
@@ -52,6 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"giblet {giblet.__version__}")
     parser.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for module in (data, training, verify, config):
+    for module in (data, training, verify, gate, config):
         module.add(verbs)
     return parser

@@ -10,6 +10,7 @@
     ├── RestartBudgetError       76   too many restarts without progress
     ├── DivergedError            77   the loss is no longer finite
     ├── StorageDeniedError       78   wrong secret, no permission, no such bucket
+    ├── DeadlineError           124   what was waited for did not come in time
     ├── StorageUnavailableError 129   storage does not answer
     ├── HungError               130   no step within the allowance
     └── StoppedError            143   asked to stop; everything worth keeping was saved
@@ -19,6 +20,8 @@ what is wrong, where, what would be allowed, and what to do.
 """
 
 from __future__ import annotations
+
+import re
 
 EXIT_OK = 0
 EXIT_UNSAFE = 1
@@ -79,15 +82,23 @@ class RestartBudgetError(GibletError):
 
 
 class DivergedError(GibletError):
-    """The loss or the gradient is no longer finite."""
+    """The loss or the gradient is no longer finite; `loss` and `grad_norm` are what they were."""
 
     exit_code = 77
+    loss: float = float("nan")
+    grad_norm: float = float("nan")
 
 
 class StorageDeniedError(GibletError):
     """Storage answered, and said no: wrong secret, no permission, no such bucket."""
 
     exit_code = 78
+
+
+class DeadlineError(GibletError):
+    """What was waited for did not come within the time that was set for it."""
+
+    exit_code = 124
 
 
 class StorageUnavailableError(GibletError):
@@ -106,3 +117,8 @@ class StoppedError(GibletError):
     """Asked to stop (SIGTERM, Ctrl-C); everything worth keeping was saved."""
 
     exit_code = 143
+
+
+def cause_of(kind: type[GibletError]) -> str:
+    """The cause in one word, for records and metrics: `StorageDeniedError` → `storage_denied`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__.removesuffix("Error")).lower()

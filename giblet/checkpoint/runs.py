@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from giblet.checkpoint import exact_json, layout
 from giblet.checkpoint.resume import verified_ref
@@ -82,8 +83,18 @@ def _summary(storage: Storage, run: str, infos: list[ObjectInfo]) -> RunSummary:
     )
 
 
-def _verdict(storage: Storage, key: str) -> str | None:
+def read_record(storage: Storage, key: str) -> dict[str, Any] | None:
+    """A small JSON object that a run left (a start, an end, a report, a pointer); None if it is not there, or not one.
+
+    For people's eyes and for what can be made again; what training resumes from is read by `resume`.
+    """
     try:
-        return str(exact_json.loads(storage.get(key))["verdict"])
+        value = exact_json.loads(storage.get(key))
     except (KeyError, ValueError, TypeError):
         return None
+    return value if isinstance(value, dict) else None
+
+
+def _verdict(storage: Storage, key: str) -> str | None:
+    verdict = (read_record(storage, key) or {}).get("verdict")
+    return None if verdict is None else str(verdict)

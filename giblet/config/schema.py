@@ -315,6 +315,11 @@ class TelemetryConfig(Section):
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(
         9464, description="Port of `/metrics` on rank 0 of each node; 0 turns it off."
     )
+    last_scrape_seconds: NonNegative = Field(
+        60.0,
+        description="How long a run that has ended waits at most for Prometheus to see its last numbers; it does not "
+        "wait where nobody has asked for them before, nor when asked to stop.",
+    )
     hang_seconds: Positive = Field(600.0, description="No step for so long counts as hung.")
     save_hang_seconds: Positive = Field(1800.0, description="The same while a save is in progress.")
 
@@ -326,6 +331,19 @@ class VerifyConfig(Section):
     restore: bool = Field(True, description="Also load it into the model and run a held-out batch (needs the memory).")
     magnitude_limit: Positive = Field(1e6, description="A weight beyond this fails.")
     score_tolerance: Positive = Field(1e-3, description="Relative difference allowed of the recomputed held-out score.")
+    poll_seconds: Positive = Field(10.0, description="How often the gate looks at the job and for new checkpoints.")
+    patience_seconds: Positive = Field(
+        300.0,
+        description="How long the gate bears a missing job, and storage or an API server that does not answer.",
+    )
+    deadline_seconds: Positive | None = Field(
+        None,
+        description="The gate gives up on a job that has not ended by then, time spent suspended not counted. None: it "
+        "waits as long as the job lives.",
+    )
+    pushgateway_url: str | None = Field(
+        None, pattern=r"^https?://\S+$", description="A Prometheus Pushgateway that is told each verdict. None: none."
+    )
 
 
 class GibletConfig(Section):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +10,13 @@ import torch
 from giblet.checkpoint import CheckpointRef, CheckpointStore
 from giblet.checkpoint import layout as keys
 from giblet.checkpoint.resume import best_ref
+from giblet.checkpoint.runs import read_record
 from giblet.checkpoint.survey import survey
 from giblet.config.schema import GibletConfig
 from giblet.data.hrf import canonical_kernel
 from giblet.data.prepared import PreparedDataset
 from giblet.errors import CheckpointError
-from giblet.evaluate.evaluate import RunFacts
+from giblet.evaluate.results import RunFacts
 from giblet.models import Dimensions, MultimodalAutoencoder, build_model
 from giblet.storage import Storage
 
@@ -59,7 +59,7 @@ def load_model(
 
 def run_facts(storage: Storage, ref: CheckpointRef, state: Mapping[str, Any]) -> RunFacts:
     """What the run left in storage about itself: its starts and how they ended, and the verdict on `ref`."""
-    report = _read(storage, ref.report_key) or {}
+    report = read_record(storage, ref.report_key) or {}
     failed = [check["name"] for check in report.get("checks", []) if check["ok"] is False]
     return RunFacts(
         run=ref.run,
@@ -87,21 +87,13 @@ def _starts(storage: Storage, run: str) -> list[str]:
     )
     sentences = []
     for number in numbers:
-        start = _read(storage, keys.start_key(run, number)) or {}
-        end = _read(storage, keys.end_key(run, number))
+        start = read_record(storage, keys.start_key(run, number)) or {}
+        end = read_record(storage, keys.end_key(run, number))
         resumed = start.get("resumed_from")
         began = f"resumed from the checkpoint of step {resumed['step']}" if resumed else "began from nothing"
         how = f"{end['cause']} at step {end['step']}" if end else "ended without a word (killed)"
         sentences.append(f"Start {number} on {start.get('world_size', '?')} processes {began}; {how}.")
     return sentences
-
-
-def _read(storage: Storage, key: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(storage.get(key))
-    except (KeyError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 __all__ = ["choose_checkpoint", "load_model", "run_facts"]

@@ -35,18 +35,20 @@ class Exporter:
         self._server.set_app(self._counted(self._server.get_app()))
         self.port = int(self._server.server_address[1])
 
-    def wait_for_scrape(self, limit_seconds: float) -> bool:
+    def wait_for_scrape(self, limit_seconds: float, *, first_seconds: float = 0.0) -> bool:
         """Returns once a scrape has begun and ended after this call: True. False where none came.
 
-        It does not wait at all where nobody has ever asked; else for a few of the intervals seen, at most
-        `limit_seconds`.
+        Where nobody has ever asked it waits `first_seconds` for the first to; else for a few of the intervals seen, at
+        most `limit_seconds`.
         """
         called = time.monotonic()
         with self._scraped:
             if self._last is None:
-                return False
+                return self._scraped.wait_for(lambda: self._last is not None, first_seconds)
             expected = limit_seconds if self._interval_seconds is None else _GRACE * self._interval_seconds
-            return self._scraped.wait_for(lambda: self._last > called, min(limit_seconds, expected))
+            return self._scraped.wait_for(
+                lambda: self._last is not None and self._last > called, min(limit_seconds, expected)
+            )
 
     def close(self) -> None:
         """Stop answering. Safe to repeat."""

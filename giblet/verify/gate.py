@@ -1,81 +1,212 @@
-"""Writes reports into a run, and moves `verified.json` to the newest checkpoint that was accepted.
+"""The gate: stands beside a training job, reads back what it commits, and ends with the verdict on the last of it.
 
-The pointer follows from the reports: it is the newest checkpoint whose report accepts it and whose manifest is still
-there. So it does not matter in which order verifiers finish: each writes its report first, then sets the pointer, and
-looks again whether the reports still say the same.
+    result = Gate(config, storage, KubernetesJobs.open(name, namespace), metrics).run()
+
+One loop, nothing held between two rounds but what was judged: look at the job, judge what is new (`verify.when: each`),
+sleep. Once the job has ended, succeeded or not, the last checkpoint is judged, by reading it again whatever an earlier
+process thought of it.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
-from giblet.checkpoint.layout import CheckpointRef, verified_key
-from giblet.checkpoint.resume import pointer_body
-from giblet.errors import CheckpointError, StorageUnavailableError
-from giblet.storage import PreconditionFailedError, Storage
+from giblet.checkpoint.layout import CheckpointRef
+from giblet.checkpoint.resume import verified_ref
+from giblet.checkpoint.survey import survey
+from giblet.config.schema import GibletConfig
+from giblet.errors import CheckpointError, ConfigError, DeadlineError, StorageUnavailableError
+from giblet.storage import Storage
 from giblet.telemetry.logs import get_logger
+from giblet.telemetry.metrics import Metrics
+from giblet.verify import announce
+from giblet.verify.job_watch import Clock, JobWatch, Sight, SystemClock
+from giblet.verify.jobs import Job, Jobs
+from giblet.verify.judge import verify
+from giblet.verify.pointer import record
 from giblet.verify.report import Report
 
-_REPORT = re.compile(r"runs/(?P<run>[^/]+)/reports/step-(?P<step>\d+)/(?P<attempt>[^/]+)\.json")
-_TRIES = 10
+_PAUSES_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0)
 log = get_logger(__name__)
+T = TypeVar("T")
 
 
-def record(report: Report, storage: Storage, ref: CheckpointRef | None = None) -> CheckpointRef | None:
-    """Write `report` beside its run and bring the pointer up to date; returns where it points to now.
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """How the gate ended: the report on the last checkpoint, what became of the job, and what is trusted now."""
 
-    `ref` is the checkpoint judged (None: the one that the report names). Raises `CheckpointError` if that is none of a
-    run's.
-    """
-    if ref is None:
-        if report.run is None or report.step is None or report.attempt is None:
-            raise CheckpointError(
-                f"{report.url}: not a checkpoint in a run's folder, so there is no place for its report",
-                remedy="write the JSON to a file instead",
-            )
-        ref = CheckpointRef(report.step, report.attempt, report.run)
-    storage.put(ref.report_key, json.dumps(report.to_json(), allow_nan=False).encode())
-    return update_pointer(storage, ref.run)
+    report: Report
+    ref: CheckpointRef
+    job: str
+    verified: CheckpointRef | None
+    judged: int
+
+    @property
+    def exit_code(self) -> int:
+        """The verdict's."""
+        return self.report.exit_code
 
 
-def update_pointer(storage: Storage, run: str) -> CheckpointRef | None:
-    """Point `verified.json` to the newest accepted checkpoint of a run, or remove it if there is none."""
-    key = verified_key(run)
-    for _ in range(_TRIES):
-        target = newest_accepted(storage, run)
-        current = _read(storage, key)
-        if target is None:
-            if current is not None:
-                storage.delete(key)
-                log.warning("verified", run=run, pointer="removed")
-        elif current is None or (current.get("step"), current.get("attempt")) != (target.step, target.attempt):
-            try:
-                storage.put(key, pointer_body(target, report=target.report_key), if_absent=current is None)
-            except PreconditionFailedError:
+class Gate:
+    """Verifies one run. `judge` is `verify`, or what a test puts in its place."""
+
+    def __init__(
+        self,
+        config: GibletConfig,
+        storage: Storage,
+        jobs: Jobs,
+        metrics: Metrics,
+        *,
+        clock: Clock | None = None,
+        judge: Callable[..., Report] = verify,
+    ) -> None:
+        self._config, self._storage, self._jobs, self._metrics = config, storage, jobs, metrics
+        self._run = config.run.name
+        self._clock = clock if clock is not None else SystemClock()
+        self._judge_one = judge
+        self._judged: dict[CheckpointRef, Report] = {}
+        self._untold: tuple[Report, CheckpointRef] | None = None
+
+    def run(self) -> GateResult:
+        """Watch until the job has ended, then judge the last checkpoint.
+
+        Raises `CheckpointError` if the job ended without any, `ConfigError` if there is no such job, `DeadlineError`
+        if it did not end in time, and storage's own errors once it has been away for `verify.patience_seconds`.
+        """
+        settings = self._config.verify
+        watch = self._patiently(lambda: JobWatch(self._jobs, self._storage, self._run, settings, self._clock))
+        self._begin()
+        waited, looked = 0.0, self._clock.now()
+        while True:
+            sight = self._patiently(watch.look)
+            self._metrics.set("job_active", float(sight.state == "waiting"))
+            if sight.state == "missing":
+                raise ConfigError(sight.what, remedy="name the job with --job and --namespace, or start it")
+            if sight.state == "ended":
+                result = self._conclude(sight)
+                if not self._went_on(watch, sight):
+                    return result
                 continue
-            log.info("verified", run=run, pointer=target.prefix)
-        if newest_accepted(storage, run) == target:
-            return target
-    raise StorageUnavailableError(f"{key} changed {_TRIES} times while it was to be set", remedy="verify again")
+            if settings.deadline_seconds is not None and waited >= settings.deadline_seconds:
+                return self._out_of_time(sight, settings.deadline_seconds)
+            if not (settings.when == "each" and self._judge_new(sight.job)):
+                self._clock.sleep(settings.poll_seconds)
+            waited += 0.0 if sight.suspended else self._clock.now() - looked
+            looked = self._clock.now()
 
+    def _begin(self) -> None:
+        verified = self._patiently(lambda: verified_ref(self._storage, self._run))
+        self._metrics.add("verify_bytes_total", 0)
+        announce.tell_verified(self._metrics, self._storage, verified)
+        announce.forget(self._run, self._config.verify.pushgateway_url, self._jobs.namespace)
+        log.info(
+            "gate", job=self._jobs.name, namespace=self._jobs.namespace, storage=self._storage.url,
+            when=self._config.verify.when, verified_step=verified.step if verified is not None else announce.NONE,
+        )  # fmt: skip
 
-def newest_accepted(storage: Storage, run: str) -> CheckpointRef | None:
-    """The newest checkpoint whose report accepts it, and which retention has not removed."""
-    found = (_REPORT.fullmatch(info.key) for info in storage.list(f"runs/{run}/reports/"))
-    refs = sorted((CheckpointRef(int(m["step"]), m["attempt"], m["run"]) for m in found if m is not None), reverse=True)
-    for ref in refs:
-        report = _read(storage, ref.report_key)
-        accepted = report is not None and report.get("verdict") in ("SAFE", "SAFE WITH WARNINGS")
-        if accepted and storage.head(ref.manifest_key) is not None:
-            return ref
-    return None
+    def _conclude(self, sight: Sight) -> GateResult:
+        """Judge the last checkpoint; what is committed meanwhile (a pod that saves while it ends) comes after it."""
+        log.info("the job has ended", how=sight.what)
+        report = None
+        while (newest := self._newest()) is not None:
+            while self._config.verify.when == "each" and self._judge_new(sight.job, oldest_first=True):
+                pass  # the last one comes last, so that its verdict is the one that is seen
+            report = self._judged.get(newest) or self._judge(newest, sight.job)
+            if report is not None and self._newest() == newest:
+                break
+        if report is None or newest is None:
+            raise CheckpointError(
+                f"{self._storage.url}: run {self._run} has no checkpoint, and its job has ended ({sight.what})",
+                remedy="read the job's log; checkpoint.save_every_epochs and save_every_steps say when it saves",
+            )
+        if self._untold is not None:
+            self._tell_job(sight.job, *self._untold)
+        verified = self._patiently(lambda: verified_ref(self._storage, self._run))
+        return GateResult(report, newest, sight.what, verified, len(self._judged))
 
+    def _went_on(self, watch: JobWatch, before: Sight) -> bool:
+        """Whether another job of the same name came while the last checkpoint was judged."""
+        if before.job is None:
+            return False
+        now = self._patiently(watch.look)
+        return now.state == "waiting" and now.job is not None and now.job.uid != before.job.uid
 
-def _read(storage: Storage, key: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(storage.get(key))
-    except (KeyError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+    def _out_of_time(self, sight: Sight, seconds: float) -> GateResult:
+        newest = self._newest()
+        report = (self._judged.get(newest) or self._judge(newest, sight.job)) if newest is not None else None
+        if report is not None and newest is not None and report.exit_code:
+            return GateResult(report, newest, sight.what, verified_ref(self._storage, self._run), len(self._judged))
+        found = "it has no checkpoint"
+        if report is not None and newest is not None:
+            found = f"its newest checkpoint, step {newest.step}, is {report.verdict}"
+        raise DeadlineError(
+            f"{self._jobs.name} has not ended within verify.deadline_seconds {seconds:g} ({sight.what}); {found}",
+            remedy="look at the job's pods, or raise verify.deadline_seconds",
+        )
+
+    def _judge_new(self, job: Job | None, *, oldest_first: bool = False) -> bool:
+        """Judge the newest commit that nobody has judged yet (or the oldest such); False if there is none."""
+        reports = self._patiently(lambda: {info.key for info in self._storage.list(f"runs/{self._run}/reports/")})
+        waiting = [ref for ref in self._commits() if ref not in self._judged and ref.report_key not in reports]
+        if waiting:
+            self._judge(min(waiting) if oldest_first else max(waiting), job)
+        return bool(waiting)
+
+    def _judge(self, ref: CheckpointRef, job: Job | None) -> Report | None:
+        """Read one checkpoint back, record and announce the verdict; None if retention removed it meanwhile."""
+        url = f"{self._storage.url}/{ref.prefix.rstrip('/')}"
+        log.info("judging", step=ref.step, checkpoint=url)
+        try:
+            report = self._patiently(
+                lambda: self._judge_one(
+                    url, storage=self._storage, config=self._config, restore=self._config.verify.restore
+                )
+            )
+        except CheckpointError:
+            if self._is_there(ref):
+                raise
+            report = None
+        if report is None or (report.exit_code and not self._is_there(ref)):
+            log.info("removed by retention while it was read", step=ref.step)
+            return None
+        self._judged[ref] = report
+        verified = self._patiently(lambda: record(report, self._storage, ref))
+        announce.tell_metrics(self._metrics, report)
+        announce.tell_verified(self._metrics, self._storage, verified)
+        announce.push(self._metrics, self._config.verify.pushgateway_url, self._jobs.namespace)
+        self._tell_job(job, report, ref)
+        return report
+
+    def _tell_job(self, job: Job | None, report: Report, ref: CheckpointRef) -> None:
+        self._untold = None if job is not None and self._told(job, report, ref) else (report, ref)
+
+    def _told(self, job: Job, report: Report, ref: CheckpointRef) -> bool:
+        verified = self._patiently(lambda: verified_ref(self._storage, self._run))
+        return announce.tell_job(self._jobs, job, report, ref, verified, f"{self._storage.url}/{ref.report_key}")
+
+    def _commits(self) -> list[CheckpointRef]:
+        return self._patiently(lambda: [found.ref for found in survey(self._storage, self._run) if found.committed])
+
+    def _newest(self) -> CheckpointRef | None:
+        return max(self._commits(), default=None)
+
+    def _is_there(self, ref: CheckpointRef) -> bool:
+        return self._patiently(lambda: self._storage.head(ref.manifest_key)) is not None
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """`call`, again and again while storage is away, for `verify.patience_seconds`."""
+        since, tries = self._clock.now(), 0
+        while True:
+            try:
+                return call()
+            except StorageUnavailableError as error:
+                away = self._clock.now() - since
+                if away >= self._config.verify.patience_seconds:
+                    raise
+                pause = _PAUSES_SECONDS[min(tries, len(_PAUSES_SECONDS) - 1)]
+                self._metrics.add("verify_errors_total", cause="storage")
+                log.warning("storage is away, trying again", error=error.message, pause_seconds=pause)
+                self._clock.sleep(pause)
+                tries += 1

@@ -14,13 +14,12 @@ from giblet.config.schema import GibletConfig
 from giblet.models.build import Dimensions
 from giblet.storage import Storage
 from giblet.telemetry.logs import get_logger
-from giblet.telemetry.metrics import Metrics
 from giblet.telemetry.progress import progress
 from giblet.verify.checks import Evidence, complete, dead, finite, magnitude, structure
 from giblet.verify.consistency import consistent
 from giblet.verify.expectation import Expectation
 from giblet.verify.opening import checkpoint_ref, open_source
-from giblet.verify.report import VERDICT_NUMBERS, Check, Group, Report
+from giblet.verify.report import Check, Group, Report
 from giblet.verify.sources import DamagedError, Source
 from giblet.verify.stream import StreamResult, stream
 
@@ -35,7 +34,6 @@ def verify(
     restore: bool = False,
     dataset: str | Path | None = None,
     device: str = "cpu",
-    metrics: Metrics | None = None,
 ) -> Report:
     """Judge the checkpoint at `url`: a run (its newest), a checkpoint's folder or manifest, or another tool's file.
 
@@ -85,7 +83,7 @@ def verify(
         state={name: value for name, value in source.state.items() if name not in ("config", "history")},
         judged_unix_seconds=time.time(),
     )
-    _tell(report, metrics)
+    _tell(report)
     return report
 
 
@@ -173,7 +171,7 @@ def _unlistable(url: str, error: DamagedError, seconds: float) -> Report:
     return Report(url, "unknown", None, checks, {}, {}, {}, 0, seconds, judged_unix_seconds=time.time())
 
 
-def _tell(report: Report, metrics: Metrics | None) -> None:
+def _tell(report: Report) -> None:
     failed = [check.name for check in report.checks if check.status == "failed"]
     say = log.error if failed else log.info
     say(
@@ -185,16 +183,3 @@ def _tell(report: Report, metrics: Metrics | None) -> None:
         seconds=round(report.seconds, 2),
         **({"failed": ",".join(failed)} if failed else {}),
     )
-    if metrics is None:
-        return
-    metrics.set("verify_verdict", VERDICT_NUMBERS[report.verdict])
-    metrics.set("verify_tensors", len(report.records))
-    metrics.set("verify_elements", sum(record.elements for record in report.records.values()))
-    metrics.set("verify_nan_elements", report.total("nan"))
-    metrics.set("verify_inf_elements", report.total("inf"))
-    metrics.set("verify_zero_tensors", len(report.zero_tensors))
-    metrics.add("verify_bytes_total", report.bytes_read)
-    metrics.set("verify_seconds", report.seconds)
-    if report.exit_code == 0 and report.step is not None:
-        metrics.set("verify_verified_step", report.step)
-        metrics.set("verify_verified_timestamp_seconds", report.judged_unix_seconds)

@@ -27,6 +27,7 @@ def test_exit_codes() -> None:
         "RestartBudgetError": 76,
         "DivergedError": 77,
         "StorageDeniedError": 78,
+        "DeadlineError": 124,
         "StorageUnavailableError": 129,
         "HungError": 130,
         "StoppedError": 143,

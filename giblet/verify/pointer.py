@@ -1,0 +1,73 @@
+"""Writes reports into a run, and moves `verified.json` to the newest checkpoint that was accepted.
+
+The pointer follows from the reports: it is the newest checkpoint whose report accepts it and whose manifest is still
+there. So it does not matter in which order verifiers finish: each writes its report first, then sets the pointer, and
+looks again whether the reports still say the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from giblet.checkpoint.layout import CheckpointRef, verified_key
+from giblet.checkpoint.resume import pointer_body
+from giblet.checkpoint.runs import read_record
+from giblet.errors import CheckpointError, StorageUnavailableError
+from giblet.storage import PreconditionFailedError, Storage
+from giblet.telemetry.logs import get_logger
+from giblet.verify.report import Report
+
+_REPORT = re.compile(r"runs/(?P<run>[^/]+)/reports/step-(?P<step>\d+)/(?P<attempt>[^/]+)\.json")
+_TRIES = 10
+log = get_logger(__name__)
+
+
+def record(report: Report, storage: Storage, ref: CheckpointRef | None = None) -> CheckpointRef | None:
+    """Write `report` beside its run and bring the pointer up to date; returns where it points to now.
+
+    `ref` is the checkpoint judged (None: the one that the report names). Raises `CheckpointError` if that is none of a
+    run's.
+    """
+    if ref is None:
+        if report.run is None or report.step is None or report.attempt is None:
+            raise CheckpointError(
+                f"{report.url}: not a checkpoint in a run's folder, so there is no place for its report",
+                remedy="write the JSON to a file instead",
+            )
+        ref = CheckpointRef(report.step, report.attempt, report.run)
+    storage.put(ref.report_key, json.dumps(report.to_json(), allow_nan=False).encode())
+    return update_pointer(storage, ref.run)
+
+
+def update_pointer(storage: Storage, run: str) -> CheckpointRef | None:
+    """Point `verified.json` to the newest accepted checkpoint of a run, or remove it if there is none."""
+    key = verified_key(run)
+    for _ in range(_TRIES):
+        target = newest_accepted(storage, run)
+        current = read_record(storage, key)
+        if target is None:
+            if current is not None:
+                storage.delete(key)
+                log.warning("verified", run=run, pointer="removed")
+        elif current is None or (current.get("step"), current.get("attempt")) != (target.step, target.attempt):
+            try:
+                storage.put(key, pointer_body(target, report=target.report_key), if_absent=current is None)
+            except PreconditionFailedError:
+                continue
+            log.info("verified", run=run, pointer=target.prefix)
+        if newest_accepted(storage, run) == target:
+            return target
+    raise StorageUnavailableError(f"{key} changed {_TRIES} times while it was to be set", remedy="verify again")
+
+
+def newest_accepted(storage: Storage, run: str) -> CheckpointRef | None:
+    """The newest checkpoint whose report accepts it, and which retention has not removed."""
+    found = (_REPORT.fullmatch(info.key) for info in storage.list(f"runs/{run}/reports/"))
+    refs = sorted((CheckpointRef(int(m["step"]), m["attempt"], m["run"]) for m in found if m is not None), reverse=True)
+    for ref in refs:
+        report = read_record(storage, ref.report_key)
+        accepted = report is not None and report.get("verdict") in ("SAFE", "SAFE WITH WARNINGS")
+        if accepted and storage.head(ref.manifest_key) is not None:
+            return ref
+    return None
