@@ -31,6 +31,7 @@ _PROBE = "probe"
 class Start:
     """One start of a run: `number` from 1, and the checkpoint that it goes on from (None: from the beginning).
 
+    `steps_lost`: steps that the starts before are known to have done in vain.
     `conditional_puts`: the server honours `If-None-Match`; where it does not, two starts at once are told apart by
     reading back, which leaves a short gap.
     """
@@ -39,6 +40,7 @@ class Start:
     world_size: int
     resumed_from: CheckpointRef | None
     conditional_puts: bool
+    steps_lost: int = 0
 
     @property
     def resumed_step(self) -> int:

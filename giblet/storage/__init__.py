@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from giblet.config.schema import CheckpointConfig
-from giblet.storage.base import Cleanable, ObjectInfo, PreconditionFailedError, Storage
+from giblet.storage.base import Cleanable, ObjectInfo, PreconditionFailedError, Storage, Watchable
 from giblet.storage.local import LocalStorage
 from giblet.storage.memory import MemoryStorage
 
@@ -19,6 +19,7 @@ __all__ = [
     "ObjectInfo",
     "PreconditionFailedError",
     "Storage",
+    "Watchable",
     "as_storage",
     "open_storage",
 ]

@@ -5,9 +5,9 @@ Keys are relative to the store's root, with forward slashes. An object appears w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import BinaryIO, Literal, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,20 @@ class Storage(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove an object; no error if there is none."""
+        ...
+
+
+Outcome = Literal["ok", "missing", "exists", "denied", "throttled", "server", "connection"]
+"""What came of one try of a request; the last four should not happen."""
+Observer = Callable[[str, Outcome], None]
+
+
+@runtime_checkable
+class Watchable(Protocol):
+    """A store that talks to a server, and can tell what comes of it."""
+
+    def watch(self, observe: Observer) -> None:
+        """Call `observe(operation, outcome)` after each try of each request, in the thread that made it."""
         ...
 
 

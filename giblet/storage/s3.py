@@ -22,9 +22,10 @@ from urllib3.exceptions import HTTPError
 
 from giblet.config.schema import CheckpointConfig
 from giblet.errors import ConfigError
-from giblet.storage.base import ObjectInfo, PreconditionFailedError, checked_key, checked_range
+from giblet.storage.base import ObjectInfo, Observer, PreconditionFailedError, checked_key, checked_range
 from giblet.storage.s3_errors import Where, explain
 from giblet.storage.s3_multipart import PART_BYTES, MultipartUpload, checksum
+from giblet.storage.s3_watch import watch_client
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -162,6 +163,10 @@ class S3Storage:
                 self._client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
                 aborted += 1
         return aborted
+
+    def watch(self, observe: Observer) -> None:
+        """See `Watchable`."""
+        watch_client(self._client, observe)
 
     def is_reachable(self) -> bool:
         """Does a server answer, and accept these credentials."""

@@ -114,6 +114,7 @@ class Metrics:
         self.registry = registry if registry is not None else CollectorRegistry()
         self._instruments: dict[str, Instrument] = {}
         self._children: dict[tuple[str, tuple[tuple[str, str], ...]], Instrument] = {}
+        self._raised: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         self._lock = threading.Lock()
 
     def set(self, name: str, value: float, **labels: str) -> None:
@@ -129,6 +130,16 @@ class Metrics:
         if not isinstance(child, Counter):
             raise TypeError(f"{name} is no counter")
         child.inc(amount, exemplar)
+
+    def raise_to(self, name: str, total: float, **labels: str) -> None:
+        """Raise a counter to a total that is kept elsewhere, in storage for instance; it never goes back."""
+        child = self._child(name, labels)
+        if not isinstance(child, Counter):
+            raise TypeError(f"{name} is no counter")
+        with self._lock:
+            key = (name, tuple(labels.items()))
+            child.inc(max(0.0, total - self._raised.get(key, 0.0)))
+            self._raised[key] = max(total, self._raised.get(key, 0.0))
 
     def observe(self, name: str, value: float, *, exemplar: dict[str, str] | None = None, **labels: str) -> None:
         """Add a value to a histogram."""

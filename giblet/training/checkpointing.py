@@ -26,6 +26,11 @@ class Start(Protocol):
         """The checkpoint to go on from, or None for a fresh run."""
         ...
 
+    @property
+    def steps_lost(self) -> int:
+        """Steps that all starts before are known to have done in vain."""
+        ...
+
 
 class Store(Protocol):
     """The part of `giblet.checkpoint.CheckpointStore` that training uses. Every call but `end` is made on all ranks."""
@@ -73,6 +78,11 @@ def save_due(settings: CheckpointConfig, step: int, steps_per_epoch: int, *, imp
     by_step = settings.save_every_steps > 0 and step % settings.save_every_steps == 0
     by_epoch = settings.save_every_epochs > 0 and within == 0 and epoch % settings.save_every_epochs == 0
     return by_step or by_epoch or (improved and settings.save_best)
+
+
+def save_interval_steps(settings: CheckpointConfig, steps_per_epoch: int) -> int:
+    """The most steps between two saves that are due by step or by epoch."""
+    return min(n for n in (settings.save_every_steps, settings.save_every_epochs * steps_per_epoch) if n > 0)
 
 
 def check_same_data(saved: State, content_hash: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -10,12 +11,14 @@ from types import TracebackType
 
 import torch
 
+import giblet
 from giblet.config.schema import GibletConfig
 from giblet.errors import DivergedError
 from giblet.telemetry.exporter import Exporter
 from giblet.telemetry.logs import get_logger
 from giblet.telemetry.metrics import Metrics
 from giblet.telemetry.progress import Bar, progress
+from giblet.training.checkpointing import save_interval_steps
 from giblet.training.parallel import World
 from giblet.training.state import TrainState
 from giblet.training.step import StepResult
@@ -63,7 +66,16 @@ class Reporter:
         self._live = self._speaks and sys.stderr.isatty()
         self._bar: Bar = _NoBar()
         self._stack = ExitStack()
+        self._config = config
         metrics.set("train_world_size", world.size)
+        metrics.set("train_planned_steps", total_steps)
+        metrics.set("train_batch_samples", config.training.global_batch_samples)
+        metrics.set("train_step_timestamp_seconds", time.time())
+        metrics.set("train_ended", 0)
+        metrics.set(
+            "run_info", 1, version=giblet.__version__, image=os.environ.get("GIBLET_IMAGE", ""),
+            device=world.device.type, sharding=config.training.sharding if world.size > 1 else "none",
+        )  # fmt: skip
 
     def __enter__(self) -> Reporter:
         if self._live:
@@ -74,6 +86,19 @@ class Reporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def restored(self, state: TrainState, steps_lost: int, tokens: int, steps_per_epoch: int) -> None:
+        """Totals go on where they were, and what there is to see is seen before the first step."""
+        m, batch = self._metrics, self._config.training.global_batch_samples
+        m.set("train_step", state.step)
+        m.set("train_epoch", state.epoch)
+        m.add("train_samples_total", state.samples_consumed + steps_lost * batch)
+        m.add("train_tokens_total", tokens)
+        m.set("checkpoint_interval_steps", save_interval_steps(self._config.checkpoint, steps_per_epoch))
+        for cause in ("storage_unavailable", "storage_denied", "out_of_space"):
+            m.add("checkpoint_failures_total", 0, cause=cause)
+        if state.validation is not None:
+            self._tell_scores(state, state.validation)
 
     def started(self, state: TrainState, **facts: object) -> None:
         """The run begins, or goes on."""
@@ -87,13 +112,15 @@ class Reporter:
         for term, value in result.terms.items():
             m.set("train_loss", value, term=term)
         m.set("train_step", state.step)
+        m.set("train_step_timestamp_seconds", time.time())
         m.set("train_epoch", state.epoch)
         m.set("train_grad_norm", result.grad_norm)
         m.set("train_learning_rate", result.learning_rate)
         m.add("train_samples_total", samples)
         m.add("train_tokens_total", result.tokens)
-        m.observe("train_step_seconds", seconds)
-        m.observe("train_data_wait_seconds", wait_seconds)
+        which = {"step": str(state.step)}
+        m.observe("train_step_seconds", seconds, exemplar=which)
+        m.observe("train_data_wait_seconds", wait_seconds, exemplar=which)
         if self._world.device.type == "cuda":
             m.set("train_gpu_memory_bytes", torch.cuda.max_memory_allocated(self._world.device))
         self._bar.advance()
@@ -107,17 +134,28 @@ class Reporter:
 
     def validated(self, state: TrainState, scores: dict[str, float], seconds: float, improved: bool) -> None:
         """A validation is done."""
-        for term in ("loss", "bold", "video", "audio", "text"):
-            self._metrics.set("validation_loss", scores[term], term=term)
-        self._metrics.set("validation_bold_correlation", scores["bold_correlation"])
+        self._tell_scores(state, scores)
         self._metrics.set("validation_seconds", seconds)
-        if state.best is not None:
-            self._metrics.set("validation_best_score", state.best.score)
         if self._speaks:
             log.info("validation", step=state.step, epoch=state.epoch, **scores, seconds=seconds, best=improved)
 
+    def _tell_scores(self, state: TrainState, scores: dict[str, float]) -> None:
+        for term in ("loss", "bold", "video", "audio", "text"):
+            self._metrics.set("validation_loss", scores[term], term=term)
+        self._metrics.set("validation_bold_correlation", scores["bold_correlation"])
+        if state.best is not None:
+            self._metrics.set("validation_best_score", state.best.score)
+
+    def diverged(self, error: DivergedError) -> None:
+        """The last step's loss or gradient was not finite; the run ends here."""
+        self._metrics.set("train_loss", error.loss, term="loss")
+        self._metrics.set("train_grad_norm", error.grad_norm)
+        self._metrics.set("train_ended", 1)
+
     def finished(self, state: TrainState, reason: str) -> None:
-        """The loop is over."""
+        """The loop is over; `asked to stop` is no end, for the run is to go on."""
+        if reason != "asked to stop":
+            self._metrics.set("train_ended", 1)
         if self._speaks:
             best = {} if state.best is None else {"best_step": state.best.step, "best_score": state.best.score}
             log.info("finished", step=state.step, epoch=state.epoch, reason=reason, **best)

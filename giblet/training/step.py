@@ -92,10 +92,12 @@ class TrainStep:
 
     def _check_finite(self, step: int, loss: float, norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise DivergedError(
+            error = DivergedError(
                 f"step {step + 1}: loss {loss:g}, gradient norm {norm:g}: training has diverged",
                 remedy="lower training.learning_rate, lengthen training.warmup_steps, or look at the data",
             )
+            error.loss, error.grad_norm = loss, norm
+            raise error
 
     def _update(self, step: int, norm: float) -> float:
         limit = self._settings.clip_grad_norm

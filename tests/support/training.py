@@ -34,6 +34,7 @@ def small_config(**sections: dict[str, Any]) -> GibletConfig:
 @dataclass
 class MemoryStart:
     resumed_from: CheckpointRef | None
+    steps_lost: int = 0
 
 
 class MemoryStore:
