@@ -52,12 +52,18 @@
 {{- end }}
 {{- end -}}
 
+{{/* The secret's name, if there is one. A hook has a copy of its own, `.hookSecret`. */}}
 {{- define "giblet.s3Secret" -}}
 {{- if .Values.s3.existingSecret -}}
 {{- .Values.s3.existingSecret -}}
 {{- else if .Values.s3.accessKeyId -}}
-{{- printf "%s-s3" (include "giblet.fullname" .) -}}
+{{- .hookSecret | default (printf "%s-s3" (include "giblet.fullname" .)) -}}
 {{- end -}}
+{{- end -}}
+
+{{- define "giblet.s3SecretData" -}}
+{{ .Values.s3.accessKeyIdKey }}: {{ .Values.s3.accessKeyId | quote }}
+{{ .Values.s3.secretAccessKeyKey }}: {{ .Values.s3.secretAccessKey | quote }}
 {{- end -}}
 
 {{/* Image, security and environment of a container of ours; more `env` entries may follow it. */}}
