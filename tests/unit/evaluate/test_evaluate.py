@@ -13,8 +13,10 @@ import scipy.stats
 from giblet.errors import DataError
 from giblet.evaluate import baseline
 from giblet.evaluate import evaluate as module
-from giblet.evaluate.evaluate import EvaluationResult, RunFacts, _Designs, evaluate
+from giblet.evaluate.designs import Designs
+from giblet.evaluate.evaluate import evaluate
 from giblet.evaluate.filtering import RunFilter
+from giblet.evaluate.results import RunFacts
 from giblet.evaluate.subject import Rows
 from tests.support.evaluation import tiny
 
@@ -121,7 +123,7 @@ def test_page_is_whole_self_contained_and_honest(evaluated):
 
 def prediction_of_baseline(dataset) -> np.ndarray:
     config = module.GibletConfig()
-    predicted, _ = _Designs(dataset, RunFilter.of(dataset, config.data.bold), config).predict(
+    predicted, _ = Designs(dataset, RunFilter.of(dataset, config.data.bold), config).predict(
         "sub-01", Rows.of(dataset, "sub-01", ("test",))
     )
     assert predicted is not None
@@ -171,5 +173,5 @@ def test_nobody_scanned_in_the_held_out_run_is_refused(tmp_path: Path):
 
 def test_a_subject_absent_from_the_held_out_run_is_passed_over(tmp_path: Path):
     config, dataset, model = tiny(tmp_path / "d", absent=((2, 0),))
-    result: EvaluationResult = evaluate(config, dataset, model, tmp_path / "out", with_baseline=False)
+    result = evaluate(config, dataset, model, tmp_path / "out", with_baseline=False)
     assert list(result.summary["subjects"]) == ["sub-02"]
