@@ -6,7 +6,7 @@ from giblet.config.schema import GibletConfig
 from giblet.data.prepare import prepare
 from giblet.data.prepared import PreparedDataset
 from giblet.errors import ConfigError
-from giblet.storage import open_storage
+from giblet.storage import Storage, open_storage
 
 
 def ensure_prepared(config: GibletConfig) -> PreparedDataset:
@@ -22,14 +22,26 @@ def ensure_prepared(config: GibletConfig) -> PreparedDataset:
         )
     if named is None:
         return prepare(config.data)
-    if not named.startswith("s3://"):
+    place = published_place(config)
+    if place is None:
         return PreparedDataset.open(named)
+    from giblet.data.transfer import fetch
+
+    return fetch(*place, config.data.cache_dir)
+
+
+def published_place(config: GibletConfig) -> tuple[Storage, str] | None:
+    """Store and content hash of a `data.prepared` in storage; None for a folder, or if it is not set.
+
+    Raises `ConfigError` for an address that is no published dataset's.
+    """
+    named = config.data.prepared
+    if named is None or not named.startswith("s3://"):
+        return None
     root, _, content_hash = named.rstrip("/").partition("/datasets/")
     if not content_hash or "/" in content_hash:
         raise ConfigError(
             f"data.prepared is {named}, which is not of the form s3://bucket/prefix/datasets/HASH",
             remedy="name a published dataset, or a folder",
         )
-    from giblet.data.transfer import fetch
-
-    return fetch(open_storage(root, config.checkpoint), content_hash, config.data.cache_dir)
+    return open_storage(root, config.checkpoint), content_hash

@@ -42,9 +42,7 @@ class KubernetesJobs:
     def look(self) -> Job | None:
         """See `Jobs.look`."""
         try:
-            found = self._call(
-                self._custom.get_namespaced_custom_object, GROUP, VERSION, self.namespace, PLURAL, self.name
-            )
+            found = call(self._custom.get_namespaced_custom_object, GROUP, VERSION, self.namespace, PLURAL, self.name)
         except _NotFoundError:
             return None
         return as_job(found)
@@ -53,9 +51,7 @@ class KubernetesJobs:
         """See `Jobs.annotate`. The uid in the patch makes the server refuse it for a later job of the same name."""
         body = {"metadata": {"uid": job.uid, "annotations": dict(annotations)}}
         try:
-            self._call(
-                self._custom.patch_namespaced_custom_object, GROUP, VERSION, self.namespace, PLURAL, self.name, body
-            )
+            call(self._custom.patch_namespaced_custom_object, GROUP, VERSION, self.namespace, PLURAL, self.name, body)
         except _NotFoundError:
             return False
         return True
@@ -75,21 +71,23 @@ class KubernetesJobs:
             "firstTimestamp": now.isoformat(), "lastTimestamp": now.isoformat(), "count": 1,
         }  # fmt: skip
         try:
-            self._call(self._core.create_namespaced_event, self.namespace, body)
+            call(self._core.create_namespaced_event, self.namespace, body)
         except _NotFoundError:
             raise JobsUnavailableError(f"namespace {self.namespace} is not there") from None
-
-    def _call(self, function: Any, *arguments: Any) -> Any:
-        try:
-            return function(*arguments, _request_timeout=TIMEOUT_SECONDS)
-        except ApiException as error:
-            raise _translated(error) from None
-        except (HTTPError, OSError) as error:
-            raise JobsUnavailableError(f"the Kubernetes API does not answer: {type(error).__name__}: {error}") from None
 
 
 class _NotFoundError(Exception):
     """There is no such object, or, for a patch, no longer this one."""
+
+
+def call(function: Any, *arguments: Any) -> Any:
+    """One request, with a time limit. Raises `JobsUnavailableError` or `JobsDeniedError` if it is not answered."""
+    try:
+        return function(*arguments, _request_timeout=TIMEOUT_SECONDS)
+    except ApiException as error:
+        raise _translated(error) from None
+    except (HTTPError, OSError) as error:
+        raise JobsUnavailableError(f"the Kubernetes API does not answer: {type(error).__name__}: {error}") from None
 
 
 def api_client() -> Any:
