@@ -6,6 +6,7 @@ has failed (reading a bucket that does not answer) is skipped.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import socket
@@ -78,7 +79,7 @@ def preflight(
         yield _tried(name, check)
     yield _tried("cache", lambda: _cache(config))
     for permission in permissions_of_the_gate(job):
-        yield _tried(f"may {permission.verb} {permission.resource}", lambda asked=permission: _allowed(asked, may))
+        yield _tried(f"may {permission.verb} {permission.resource}", functools.partial(_allowed, permission, may))
     if gpus is not None:
         yield _tried("gpus", lambda: _gpus(gpus))
 
@@ -109,10 +110,8 @@ def _endpoint(config: GibletConfig) -> str:
     """The endpoint's name has an address."""
     if not config.checkpoint.url.startswith("s3://"):
         raise _Skip(f"checkpoint.url {config.checkpoint.url} is a folder")
-    variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-    endpoint = config.checkpoint.endpoint_url or next(
-        (os.environ[name] for name in variables if name in os.environ), None
-    )
+    named = (config.checkpoint.endpoint_url, os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL"))
+    endpoint = next((name for name in named if name), None)
     if endpoint is None or endpoint == "embedded":
         raise _Skip(f"no endpoint is named: it is {'AWS' if endpoint is None else 'the embedded server'}")
     host = urlparse(endpoint).hostname or ""
