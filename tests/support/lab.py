@@ -30,7 +30,7 @@ DEADLINE_SECONDS = 420.0
 
 @dataclass(frozen=True)
 class Lab:
-    """A cluster and what runs on it. `image` is a reference by digest; `storage`: its S3; `own`: made for these tests."""
+    """A cluster and what runs on it. `image` is a reference by digest; `storage` its S3; `own` that tests made it."""
 
     cluster: TestCluster
     image: str
