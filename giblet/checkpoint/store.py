@@ -12,6 +12,7 @@ All ranks call the same methods in the same order; every failure on one is raise
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 import uuid
@@ -25,10 +26,11 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from giblet.checkpoint import exact_json, layout, resume, starts
 from giblet.checkpoint.dtypes import dtype_name
+from giblet.checkpoint.history import read_history, tell_commit, tell_history
 from giblet.checkpoint.layout import CheckpointRef
 from giblet.checkpoint.manifest import Manifest
 from giblet.checkpoint.opened import read_manifest
-from giblet.checkpoint.ranks import Ranks
+from giblet.checkpoint.ranks import PeerFailedError, Ranks
 from giblet.checkpoint.reader import GibletStorageReader, dcp_metadata
 from giblet.checkpoint.retention import prune
 from giblet.checkpoint.shard import Layout, ShardStream
@@ -37,8 +39,8 @@ from giblet.checkpoint.starts import Start
 from giblet.checkpoint.survey import survey
 from giblet.checkpoint.writer import WrittenChunk, build_manifest, confirm_objects, put_manifest
 from giblet.config.schema import CheckpointConfig, GibletConfig
-from giblet.errors import CheckpointError, GibletError, RunConflictError, StorageUnavailableError
-from giblet.storage import Storage
+from giblet.errors import CheckpointError, GibletError, RunConflictError, StorageUnavailableError, cause_of
+from giblet.storage import Storage, Watchable
 from giblet.telemetry.logs import get_logger
 from giblet.telemetry.metrics import Metrics
 
@@ -72,10 +74,15 @@ class CheckpointStore:
         self._ranks = Ranks()
         self._buffer = StagingBuffer()
         self._start: Start | None = None
+        self._record: dict[str, Any] = {}
         self._thread: threading.Thread | None = None
         self._failure: GibletError | None = None
         self._best: CheckpointRef | None = None
         self._saves = 0
+        if isinstance(storage, Watchable):
+            storage.watch(lambda operation, outcome: self._metrics.add(
+                "storage_requests_total", operation=operation, outcome=outcome
+            ))  # fmt: skip
 
     def begin(self, config: GibletConfig) -> Start:
         """Claim the run: its `run.json`, the next start number; find the checkpoint to go on from.
@@ -120,7 +127,7 @@ class CheckpointStore:
         self._failure = None
         self._thread = threading.Thread(target=self._write, args=(job,), name="giblet-save", daemon=True)
         self._thread.start()
-        self._metrics.observe("checkpoint_stall_seconds", time.monotonic() - began)
+        self._metrics.observe("checkpoint_stall_seconds", time.monotonic() - began, exemplar={"step": str(step)})
         if wait:
             self.wait()
         elif not self._config.asynchronous:
@@ -163,6 +170,10 @@ class CheckpointStore:
             reason = error.message
             self._ranks.on_first(lambda: resume.quarantine(self.storage, ref, reason))
             raise
+        if self._start is not None and not self._saves and ref != self._start.resumed_from:  # that one proved damaged
+            self._start = dataclasses.replace(self._start, resumed_from=ref)
+            number = self._start.number
+            self._ranks.on_first(lambda: starts.record_resume(self.storage, self.run, number, self._record, ref))
         return manifest.state
 
     def end(self, cause: str, exit_code: int, step: int, message: str = "") -> None:
@@ -188,9 +199,14 @@ class CheckpointStore:
         ref = None if found is None else found[0].ref
         if ref is None and any(entry.quarantined for entry in survey(self.storage, self.run)):
             log.error("every checkpoint of this run is quarantined; it begins anew", start=number)
+        self._record = record
         starts.record_resume(self.storage, self.run, number, record, ref)
+        history = read_history(self.storage, self.run)
+        tell_history(self._metrics, history)
+        tell_commit(self._metrics, self.storage, ref)
         log.info("start", start=number, resumed_step=ref.step if ref else 0, storage=self.storage.url)
-        return Start(number, self._ranks.world_size, ref, conditional), resume.best_ref(self.storage, self.run)
+        start = Start(number, self._ranks.world_size, ref, conditional, history.steps_lost)
+        return start, resume.best_ref(self.storage, self.run)
 
     def _new_attempt(self) -> str:
         """Sorts in the order of starts and of saves within one, whatever the clock says."""
@@ -212,13 +228,13 @@ class CheckpointStore:
             self._report(job, error)
             return
         except Exception as error:  # a peer died in the middle of a collective
-            self._report(job, StorageUnavailableError(f"the save of step {job.ref.step} broke off: {error}"))
+            self._report(job, PeerFailedError(f"the save of step {job.ref.step} broke off: {error}"))
             return
         seconds = time.monotonic() - job.began
         self.last_committed = job.ref
         self._metrics.set("checkpoint_committed_step", job.ref.step)
         self._metrics.set("checkpoint_committed_timestamp_seconds", time.time())
-        self._metrics.observe("checkpoint_save_seconds", seconds)
+        self._metrics.observe("checkpoint_save_seconds", seconds, exemplar={"step": str(job.ref.step)})
         self._metrics.add("checkpoint_bytes_total", size)
         if self._ranks.is_first:
             log.info("checkpoint committed", step=job.ref.step, bytes=size, seconds=seconds, best=job.best)
@@ -226,7 +242,7 @@ class CheckpointStore:
 
     def _report(self, job: _Save, error: GibletError) -> None:
         self._failure = error
-        self._metrics.add("checkpoint_failures_total")
+        self._metrics.add("checkpoint_failures_total", cause=cause_of(type(error)))
         log.error("checkpoint failed; training goes on", step=job.ref.step, error=error.message)
 
     def _upload(self, job: _Save) -> list[WriteResult]:

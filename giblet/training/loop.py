@@ -22,13 +22,14 @@ from giblet.data.batches import BatchBuilder
 from giblet.data.hrf import canonical_kernel
 from giblet.data.order import SampleOrder
 from giblet.data.prepared import PreparedDataset
-from giblet.errors import EXIT_CRASHED, EXIT_OK, GibletError, StoppedError
+from giblet.errors import EXIT_CRASHED, EXIT_OK, DivergedError, GibletError, StoppedError, cause_of
 from giblet.models import Dimensions, build_model, resolve_dimensions
 from giblet.models.losses import Losses
 from giblet.storage import open_storage
 from giblet.telemetry.logs import get_logger
 from giblet.telemetry.metrics import Metrics
 from giblet.training.checkpointing import Store, check_same_data, load_newest, save_due, training_tensors
+from giblet.training.heartbeat import Heartbeat
 from giblet.training.loader import BatchStream
 from giblet.training.means import start_at_means, training_means
 from giblet.training.optimizer import build_optimizer, learning_rate
@@ -56,7 +57,13 @@ class TrainResult:
     world_size: int
 
 
-def train(config: GibletConfig, *, dataset_path: str | Path, make_store: StoreFactory | None = None) -> TrainResult:
+def train(
+    config: GibletConfig,
+    *,
+    dataset_path: str | Path,
+    make_store: StoreFactory | None = None,
+    heartbeat: Heartbeat | None = None,
+) -> TrainResult:
     """Train until the epochs are done, validation stops improving, or somebody asks to stop.
 
     The final state is committed before this returns. Raises `StoppedError` after SIGTERM or Ctrl-C, with everything
@@ -66,7 +73,8 @@ def train(config: GibletConfig, *, dataset_path: str | Path, make_store: StoreFa
         stop = stack.enter_context(StopFlag())
         world = stack.enter_context(join_world(config))
         metrics = stack.enter_context(serving_metrics(config, world))
-        trainer = Trainer(config, PreparedDataset.open(dataset_path), world, metrics, stop)
+        dataset = PreparedDataset.open(dataset_path)
+        trainer = Trainer(config, dataset, world, metrics, stop, heartbeat or Heartbeat())
         store = (make_store or open_store)(config, metrics)
         stack.callback(store.close)
         with recorded_end(store, trainer.state_now):
@@ -86,7 +94,7 @@ def recorded_end(store: Store, state: Callable[[], TrainState]) -> Iterator[None
     try:
         yield
     except BaseException as error:
-        cause = type(error).__name__.removesuffix("Error").lower()
+        cause = cause_of(type(error)) if isinstance(error, GibletError) else "crashed"
         exit_code, message = getattr(error, "exit_code", EXIT_CRASHED), str(error)
         raise
     finally:
@@ -100,9 +108,15 @@ class Trainer:
     """A run in progress on this rank. Building it checks everything that can be checked, and fills the model."""
 
     def __init__(
-        self, config: GibletConfig, dataset: PreparedDataset, world: World, metrics: Metrics, stop: StopFlag
+        self,
+        config: GibletConfig,
+        dataset: PreparedDataset,
+        world: World,
+        metrics: Metrics,
+        stop: StopFlag,
+        heartbeat: Heartbeat,
     ) -> None:
-        self.config, self.dataset, self.world, self.stop = config, dataset, world, stop
+        self.config, self.dataset, self.world, self.stop, self.heartbeat = config, dataset, world, stop, heartbeat
         manifest, settings = dataset.manifest, config.training
         kernel = hrf_kernel(config, manifest.tr_seconds)
         dimensions = resolve_dimensions(config, Dimensions.of(manifest.dimensions))
@@ -133,6 +147,7 @@ class Trainer:
         )
         self.reporter = Reporter(config, world, self.total_steps, metrics)
         self.state = TrainState()
+        self.tokens = 0
         self.saved_step: int | None = None
         self.stop_agreed = False
 
@@ -140,6 +155,7 @@ class Trainer:
         """Restore; next batch; step; log; validate; save; stop."""
         self.restore(store)
         with self.reporter, self.stream() as batches:
+            self.heartbeat.beat("train", self.state.step)
             while (reason := self.reason_to_stop()) is None:
                 result = self.step(batches)
                 improved = self.validate() if self.validation_due() else False
@@ -150,15 +166,18 @@ class Trainer:
 
     def restore(self, store: Store) -> None:
         """Go on from the newest good checkpoint, if there is one; else start at the training set's means."""
-        newest = store.begin(self.config).resumed_from
+        start = store.begin(self.config)
+        newest = start.resumed_from
         if newest is not None:
             saved = load_newest(store, newest, training_tensors(self.parallel.module, self.optimizer))
             check_same_data(saved, self.dataset.manifest.content_hash)
             self.state = TrainState.from_json(saved)
             self.saved_step = self.state.step
+            self.tokens = int(saved.get("totals", {}).get("tokens", 0))
         else:
             variance = self.dataset.manifest.statistics.text_variance
             start_at_means(self.parallel.module, training_means(self.samples), variance)
+        self.reporter.restored(self.state, start.steps_lost, self.tokens, self.order.steps_per_epoch)
         self.reporter.started(
             self.state,
             world_size=self.world.size,
@@ -179,9 +198,15 @@ class Trainer:
         """One optimizer step on the next batch."""
         watch = Stopwatch()
         batch = next(batches)
-        result = self.train_step(self.state.step, batch, stop_requested=self.stop.requested)
+        try:
+            result = self.train_step(self.state.step, batch, stop_requested=self.stop.requested)
+        except DivergedError as error:
+            self.reporter.diverged(error)
+            raise
         samples = self.config.training.global_batch_samples
         self.state.advance(samples, self.order.steps_per_epoch, result.terms)
+        self.tokens += result.tokens
+        self.heartbeat.beat("train", self.state.step)
         self.reporter.stepped(self.state, result, watch.lap(), batches.wait_seconds, samples)
         return result
 
@@ -193,7 +218,8 @@ class Trainer:
     def validate(self) -> bool:
         """Score the validation split and remember it. True if it has never been better."""
         watch = Stopwatch()
-        scores = self.validation(self.parallel)
+        scores = self.validation(self.parallel, lambda: self.heartbeat.beat("validate"))
+        self.heartbeat.beat("train")
         improved = self.state.validated(scores, self.config.training.minimum_improvement)
         self.reporter.validated(self.state, scores, watch.lap(), improved)
         return improved
@@ -204,20 +230,24 @@ class Trainer:
 
     def save(self, store: Store, *, wait: bool = False) -> None:
         """Hand the run over to the store; marked as the best if its step's validation is."""
+        self.heartbeat.beat("save")
         best = self.state.best is not None and self.state.best.step == self.state.step
         tensors = training_tensors(self.parallel.module, self.optimizer)
         store.save(self.state.step, tensors, self.checkpoint_state(), wait, best=best)
         self.saved_step = self.state.step
+        self.heartbeat.beat("train")
 
     def checkpoint_state(self) -> dict[str, Any]:
         """The resume contract, and what a judge needs to check it against."""
         manifest, step = self.dataset.manifest, self.state.step
         return {
             **self.state.to_json(),
+            "totals": {"tokens": self.tokens},
             "schedule": {
                 "learning_rate": learning_rate(max(step - 1, 0), self.total_steps, self.config.training),
                 "total_steps": self.total_steps,
                 "steps_per_epoch": self.order.steps_per_epoch,
+                "samples": self.order.samples,
                 "global_batch_samples": self.order.global_batch_samples,
             },
             "dataset": {
@@ -246,8 +276,10 @@ class Trainer:
         state = self.state
         if self.saved_step != state.step:
             self.save(store, wait=True)
+        self.heartbeat.beat("save")
         store.wait()
         self.world.barrier()
+        self.heartbeat.beat("end")
         self.reporter.finished(state, reason)
         if self.stop_agreed:
             raise StoppedError(

@@ -1,35 +1,31 @@
-"""`giblet train` for more than one process on this machine: starts torchrun, and tells what came of it.
-
-torchrun's own exit code only says that some process failed. Each rank leaves its outcome in a file; the first one that
-went wrong is raised here as the error it was.
-"""
+"""`giblet train` for more than one process on this machine: starts the ranks, and tells what came of them."""
 
 from __future__ import annotations
 
-import json
-import logging
 import os
+import signal
 import sys
 import tempfile
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
-from typing import Any
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-from giblet import errors
+from giblet.checkpoint import starts
 from giblet.config import GibletConfig
 from giblet.errors import EXIT_CRASHED, EXIT_OK, GibletError, StoppedError
+from giblet.storage import open_storage
+from giblet.telemetry.logs import get_logger
 from giblet.training.loop import TrainResult
+from giblet.training.outcome import Outcome, first_cause
 from giblet.training.parallel import check_world_size
+from giblet.training.ranks import POLL_SECONDS, Place, Ranks, asked_to_stop, host_store
 from giblet.training.state import Best
 
 SHUTDOWN_SECONDS = 900
-"""How long ranks may take to save after SIGTERM before torchrun kills them, unless the environment says otherwise."""
+"""How long ranks may take to save after SIGTERM before they are killed, unless the environment says otherwise."""
+SETTLE_SECONDS = 5.0
+"""How long the peers of a rank that failed may take to notice and say so."""
+LOOPBACK = "127.0.0.1"
+log = get_logger(__name__)
 
 
 def launch_processes(config: GibletConfig, *, dataset_path: str | Path) -> TrainResult:
@@ -39,92 +35,79 @@ def launch_processes(config: GibletConfig, *, dataset_path: str | Path) -> Train
     """
     processes = config.training.processes
     check_world_size(processes, config.training)
-    with tempfile.TemporaryDirectory(prefix="giblet-") as name:
-        folder = Path(name)
-        job = {
-            "config": config.model_dump(mode="json"),
-            "dataset_path": str(dataset_path),
-            "log_level": logging.getLogger("giblet").getEffectiveLevel(),
-        }
-        (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        # Handled signals arrive here as torchrun's SignalException, after every rank has ended.
-        agent = elastic_launch(_launch_config(processes), sys.executable)
-        killed, stopped = "", False
-        with _environment(), _quiet_torchrun():
-            try:
-                agent("-m", "giblet.training.worker", str(folder))
-            except ChildFailedError as error:
-                rank, failure = error.get_first_failure()
-                killed = f"rank {rank} ended with {failure.signal_name() or f'exit code {failure.exitcode}'}"
-            except SignalException as error:
-                killed, stopped = str(error), True
-        return _result(folder, killed, stopped=stopped)
+    with tempfile.TemporaryDirectory(prefix="giblet-") as name, asked_to_stop() as signals:
+        store = host_store(LOOPBACK)
+        place = Place(LOOPBACK, store.port, processes=processes)
+        ranks = Ranks.start(Path(name), place, config, dataset_path, rank_environment(LOOPBACK))
+        try:
+            outcomes = _wait(ranks, signals)
+        finally:
+            ranks.kill()
+        cause = first_cause(outcomes)
+        _record(config, ranks, cause)
+    return _result(outcomes, cause, stopped=bool(signals))
 
 
-def _launch_config(processes: int) -> LaunchConfig:
-    return LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    """What the agent and the ranks inherit: time to save, and collectives that stay on this machine."""
-    wanted = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS), "OMP_NUM_THREADS": "1"}
-    if sys.platform == "linux":
+def rank_environment(address: str) -> dict[str, str]:
+    """What ranks get unless the environment says otherwise; collectives stay on this machine where the address does."""
+    wanted = {"OMP_NUM_THREADS": "1"}
+    if sys.platform == "linux" and address == LOOPBACK:
         wanted["GLOO_SOCKET_IFNAME"] = "lo"
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(added)
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def shutdown_seconds() -> float:
+    """How long ranks may take to save after SIGTERM."""
+    return float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_SECONDS))
+
+
+def _wait(ranks: Ranks, signals: list[int]) -> list[Outcome]:
+    """Until every rank has ended; signals are passed on, and a second Ctrl-C ends them at once."""
+    passed_on, deadline = 0, float("inf")
+    while ranks.running:
+        time.sleep(POLL_SECONDS)
+        if len(signals) > passed_on:
+            ranks.signal(signals[-1])
+            deadline = min(deadline, time.monotonic() + shutdown_seconds())
+            passed_on = len(signals)
+        failed = [outcome for outcome in ranks.poll() if outcome.exit_code != EXIT_OK]
+        if failed and first_cause(failed).exit_code != StoppedError.exit_code:
+            deadline = min(deadline, time.monotonic() + SETTLE_SECONDS)
+        if time.monotonic() > deadline or signals.count(signal.SIGINT) > 1:
+            outcomes = ranks.poll()
+            ranks.kill()
+            return outcomes or [Outcome(0, EXIT_CRASHED, "Killed", "did not end in time", signal="SIGKILL")]
+    return ranks.poll()
+
+
+def _record(config: GibletConfig, ranks: Ranks, cause: Outcome) -> None:
+    beat = max(ranks.beats().values(), key=lambda beat: (beat.start, beat.step))
+    if not beat.start:
+        return
     try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
+        storage = open_storage(config.checkpoint.url, config.checkpoint)
+        starts.record_end(
+            storage, config.run.name, beat.start,
+            cause=cause.cause, exit_code=cause.exit_code, step=beat.step, message=cause.message,
+        )  # fmt: skip
+    except GibletError as error:
+        log.warning("how this start ended could not be recorded", error=error.message)
 
 
-@contextmanager
-def _quiet_torchrun() -> Iterator[None]:
-    """torchrun's own log repeats what the ranks say better."""
-    names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]
-    before = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
-
-
-def _result(folder: Path, killed: str, *, stopped: bool) -> TrainResult:
-    outcomes = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("outcome-*.json")}
-    failed = [outcome for outcome in outcomes.values() if outcome["exit_code"] != EXIT_OK]
-    if not failed and "outcome-0" in outcomes and (stopped or not killed):  # a signal may come after the work is done
-        result = outcomes["outcome-0"]["result"]
+def _result(outcomes: list[Outcome], cause: Outcome, *, stopped: bool) -> TrainResult:
+    if cause.exit_code == EXIT_OK:
+        result = next(outcome.result for outcome in outcomes if outcome.rank == 0 and outcome.result is not None)
         best = None if result["best"] is None else Best(**result["best"])
         return TrainResult(**{**result, "best": best})
-    if stopped and not failed:  # the signal came before any rank could catch it: nothing was trained yet
+    if stopped and cause.signal in ("SIGTERM", "SIGINT"):  # it came before any rank could catch it
         raise StoppedError(
             "stopped as asked, while the ranks were starting", remedy="start the same run again to go on"
         )
-    # A peer of a rank that failed sees a broken connection and says so, later.
-    failed.sort(key=lambda outcome: (outcome["exit_code"] == EXIT_CRASHED, outcome["unix_seconds"]))
-    raise _error(failed[0] if failed else None, killed)
-
-
-def _error(outcome: dict[str, Any] | None, killed: str) -> GibletError:
-    kind = getattr(errors, outcome["kind"], None) if outcome is not None else None
-    if outcome is not None and isinstance(kind, type) and issubclass(kind, GibletError):
-        return kind(outcome["message"], remedy=outcome["remedy"])
-    told = f"{outcome['kind']}: {outcome['message']}" if outcome is not None else killed
-    crashed = GibletError(f"training crashed: {told}", remedy="start it again: it goes on from the newest checkpoint")
+    if cause.known is not None:
+        raise cause.known(cause.message, remedy=cause.remedy)
+    crashed = GibletError(
+        f"training crashed: {cause.message if cause.signal else cause.told}",
+        remedy="start it again: it goes on from the newest checkpoint",
+    )
     crashed.exit_code = EXIT_CRASHED
-    return crashed
+    raise crashed

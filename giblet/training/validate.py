@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -52,11 +52,11 @@ class Validation:
         return len(self._builder)
 
     @torch.no_grad()
-    def __call__(self, parallel: ParallelModel) -> dict[str, float]:
+    def __call__(self, parallel: ParallelModel, on_batch: Callable[[], None] = lambda: None) -> dict[str, float]:
         """`loss` and each of `TERMS` as ratios, `bold_correlation` (mean over voxels), `token_accuracy`.
 
         Every rank makes the same number of forward passes, for a sharded model gathers its weights in each; a rank
-        that has run out repeats a sample with nothing in it that counts.
+        that has run out repeats a sample with nothing in it that counts. `on_batch` is called before each.
         """
         device, model = self._world.device, parallel.module
         evaluated = ParallelModel(model, model, parallel.accumulate)
@@ -66,6 +66,7 @@ class Validation:
         was_training = model.training
         model.eval()
         for host_batch in self._batches():
+            on_batch()
             terms, outputs, batch = forward_pass(evaluated, host_batch, self._losses, one, self._bf16)
             sums[: len(TERMS)] += torch.stack([terms[name] for name in TERMS])
             sums[len(TERMS) : -1] += self._losses.counts(batch)
