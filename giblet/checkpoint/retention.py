@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from giblet.checkpoint import layout, resume
 from giblet.checkpoint.layout import CheckpointRef
-from giblet.checkpoint.starts import Start
+from giblet.checkpoint.runs import read_record
+from giblet.checkpoint.starts import Start, newest_start
 from giblet.checkpoint.survey import Found, survey
 from giblet.config.schema import CheckpointConfig
 from giblet.storage import Cleanable, Storage
@@ -35,6 +36,24 @@ def prune(
     if isinstance(storage, Cleanable):
         storage.clean_unfinished(layout.checkpoints_prefix(run), older_than_seconds=STALE_UPLOAD_SECONDS)
     return [entry.ref for entry in doomed]
+
+
+def prunable(storage: Storage, run: str, config: CheckpointConfig) -> list[Found]:
+    """What retention would not keep, asked from outside a run that may be training: oldest first.
+
+    Attempts without a manifest count only if an older start than the newest began them: that one may be saving now.
+    """
+    found = survey(storage, run)
+    good = [entry.ref for entry in found if entry.committed and not entry.quarantined]
+    if not good:
+        return []
+    started = newest_start(storage, run)
+    kept = {good[-1], resume.best_ref(storage, run), resume.verified_ref(storage, run)}
+    if started and (record := read_record(storage, layout.start_key(run, started))):
+        resumed = record.get("resumed_from")
+        kept.add(None if resumed is None else CheckpointRef(resumed["step"], resumed["attempt"], run))
+    doomed = [*superfluous(found, kept, config), *abandoned(found, good[-1], started - 1)]
+    return sorted(doomed, key=lambda entry: entry.ref)
 
 
 def superfluous(found: list[Found], kept: set[CheckpointRef | None], config: CheckpointConfig) -> list[Found]:

@@ -27,7 +27,11 @@ class CheckpointSummary:
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One run: how often it started, what is newest, what is verified. Steps are None where there is none."""
+    """One run: how often it started, what is newest, what is verified. Steps are None where there is none.
+
+    `verdict` is verification's on the newest checkpoint; `ended` the newest start's own word of how it ended, None
+    where there is none: it is running, or was killed.
+    """
 
     run: str
     starts: int
@@ -37,6 +41,8 @@ class RunSummary:
     newest_step: int | None
     newest_unix_seconds: float | None
     verified_step: int | None
+    verdict: str | None
+    ended: str | None
 
 
 def list_runs(storage: Storage) -> list[RunSummary]:
@@ -71,15 +77,19 @@ def _summary(storage: Storage, run: str, infos: list[ObjectInfo]) -> RunSummary:
     good = [entry for entry in committed if not entry.quarantined]
     verified = verified_ref(storage, run)
     prefix = layout.starts_prefix(run)
+    numbers = [number for i in infos if i.key.startswith(prefix) and (number := layout.start_number(i.key)) is not None]
+    end = read_record(storage, layout.end_key(run, max(numbers))) if numbers else None
     return RunSummary(
         run=run,
-        starts=sum(1 for i in infos if i.key.startswith(prefix) and layout.start_number(i.key) is not None),
+        starts=len(numbers),
         checkpoints=len(good),
         quarantined=len(committed) - len(good),
         size_bytes=sum(info.size_bytes for info in infos),
         newest_step=good[-1].ref.step if good else None,
         newest_unix_seconds=good[-1].committed_unix_seconds if good else None,
         verified_step=verified.step if verified is not None else None,
+        verdict=_verdict(storage, good[-1].ref.report_key) if good else None,
+        ended=None if end is None else str(end.get("cause")),
     )
 
 

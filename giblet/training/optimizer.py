@@ -32,8 +32,7 @@ def build_optimizer(model: nn.Module, settings: TrainingConfig) -> torch.optim.A
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        kept = parameter.ndim >= 2 and not name.endswith(("hrf_kernel", "bias"))
-        (decayed if kept else plain).append(parameter)
+        (decayed if decays(name, parameter) else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -49,6 +48,11 @@ def build_optimizer(model: nn.Module, settings: TrainingConfig) -> torch.optim.A
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
     return optimizer
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay acts on a parameter: a matrix that multiplies features."""
+    return parameter.ndim >= 2 and not name.endswith(("hrf_kernel", "bias"))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
