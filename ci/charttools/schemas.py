@@ -46,7 +46,10 @@ class Schemas:
         name = f"{manifest['apiVersion']}/{manifest['kind']}"
         if name not in self._document["kinds"]:
             raise KeyError(f"no schema for {name}: it is neither a core kind nor in CRDS")
-        schema = {"$ref": f"#/definitions/{self._document['kinds'][name]}", "definitions": self._document["definitions"]}
+        schema = {
+            "$ref": f"#/definitions/{self._document['kinds'][name]}",
+            "definitions": self._document["definitions"],
+        }
         validator = jsonschema.Draft7Validator(schema)
         return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(manifest)]
 

@@ -118,7 +118,10 @@ def _fetch(line: str, target: Path, extract: Callable[[Path, Path], None]) -> No
         folder = Path(name)
         (folder / "lock").write_text(line)
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps", "--require-hashes"]
-        run([*pip, "--dest", folder, "--requirement", folder / "lock"], remedy="a network, or the package in pip's cache")
+        run(
+            [*pip, "--dest", folder, "--requirement", folder / "lock"],
+            remedy="a network, or the package in pip's cache",
+        )
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_name(f".{target.name}.new")
         extract(next(folder.glob("*.whl")), unfinished)

@@ -1,8 +1,8 @@
 """helm/giblet, rendered without a cluster, and the judges of what it renders.
 
-    chart = render({"workers": {"max": 2}})            # on top of the smallest values that work
-    chart.one("PyTorchJob")["spec"]["nprocPerNode"]
-    refusal({"workers": {"min": 2}})                   # what helm says instead of rendering
+chart = render({"workers": {"max": 2}})            # on top of the smallest values that work
+chart.one("PyTorchJob")["spec"]["nprocPerNode"]
+refusal({"workers": {"min": 2}})                   # what helm says instead of rendering
 """
 
 from __future__ import annotations
