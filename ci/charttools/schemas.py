@@ -13,11 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import yaml
+from localcluster.shell import write_atomically
 
 from charttools.tools import ChartTools
-from localcluster.shell import write_atomically
 
 Schema = dict[str, Any]
 

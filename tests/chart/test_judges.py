@@ -53,7 +53,7 @@ def test_the_schemas_refuse(spoil: Callable[[Rendering], Any], said: str) -> Non
 
 
 def test_the_schemas_refuse_kinds_that_they_do_not_know() -> None:
-    with pytest.raises(KeyError, match="no schema for example.org/v1/Thing"):
+    with pytest.raises(KeyError, match=r"no schema for example\.org/v1/Thing"):
         schema_faults(Rendering(({"apiVersion": "example.org/v1", "kind": "Thing", "metadata": {"name": "x"}},), ""))
 
 

@@ -128,9 +128,15 @@ def test_scaling_leaves_the_pods_and_the_hash_of_the_template_alone() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"image": {"tag": "2"}}, {"workers": {"max": 3}}, {"config": {"run": {"seed": 8}}}, {"verify": {"mountData": True}},
-     {"workers": {"restartPolicy": "OnFailure"}}, {"extraEnv": [{"name": "A", "value": "b"}]}],
-)  # fmt: skip
+    [
+        {"image": {"tag": "2"}},
+        {"workers": {"max": 3}},
+        {"workers": {"restartPolicy": "OnFailure"}},
+        {"config": {"run": {"seed": 8}}},
+        {"verify": {"mountData": True}},
+        {"extraEnv": [{"name": "A", "value": "b"}]},
+    ],
+)
 def test_whatever_a_running_pod_cannot_follow_changes_the_hash_of_the_template(values: Object) -> None:
     data = {"data": {"existingClaim": "bids"}}
     plain, changed = render(data), render(merged(data, values))

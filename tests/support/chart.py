@@ -12,7 +12,6 @@ import functools
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,14 +21,14 @@ from typing import Any
 import pytest
 import yaml
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-CHART = REPOSITORY / "helm/giblet"
-sys.path.insert(0, str(REPOSITORY / "ci"))  # where its packages lie; they are no part of giblet
+from tests.support.cluster import REPOSITORY
 
 # isort: split
 from charttools.schemas import Schemas
 from charttools.tools import ChartTools
 from localcluster.shell import ClusterError
+
+CHART = REPOSITORY / "helm/giblet"
 
 Object = dict[str, Any]
 
