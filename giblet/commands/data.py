@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from giblet.commands.common import Verbs, config_arguments, print_result
+
+if TYPE_CHECKING:
+    from giblet.config import GibletConfig
+    from giblet.data.prepared import PreparedDataset
 
 
 def add(verbs: Verbs) -> None:
@@ -61,16 +67,20 @@ def _add_prepare(verbs: Verbs) -> None:
     )
     parser.add_argument("bids", nargs="?", metavar="BIDS", help="BIDS folder (instead of data.bids)")
     config_arguments(parser)
+    parser.add_argument(
+        "--publish", action="store_true",
+        help="copy it to checkpoint.url/datasets, for other machines; if it is there already, fetch it from there",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print path, hash and sizes as JSON")
     parser.set_defaults(verb=_prepare)
 
 
 def _prepare(options: argparse.Namespace) -> int:
     from giblet.config import load_config
-    from giblet.data.prepare import prepare
 
     overrides = [*options.overrides, *([f"data.bids={options.bids}"] if options.bids else [])]
-    dataset = prepare(load_config(options.config, overrides).data)
+    config = load_config(options.config or os.environ.get("GIBLET_CONFIG"), overrides)
+    dataset = _prepared(config, named=options.bids, publish_it=options.publish)
     manifest = dataset.manifest
     trs = {name: sum(stop - start for _, start, stop in blocks) for name, blocks in manifest.split.items()}
     row = {
@@ -86,3 +96,21 @@ def _prepare(options: argparse.Namespace) -> int:
         + ", ".join(f"{count} {name}" for name, count in trs.items()),
     )  # fmt: skip
     return 0
+
+
+def _prepared(config: GibletConfig, *, named: str | None, publish_it: bool) -> PreparedDataset:
+    from giblet.data.ensure import ensure_prepared
+    from giblet.data.prepare import prepare
+    from giblet.data.transfer import publish
+    from giblet.storage import open_storage
+    from giblet.storage.embedded import embedded_if_asked
+
+    if config.data.prepared is not None and named is None:
+        return ensure_prepared(config)
+    if not publish_it:
+        return prepare(config.data)
+    with embedded_if_asked(config.checkpoint):
+        storage = open_storage(config.checkpoint.url, config.checkpoint)
+        dataset = prepare(config.data, published=storage)
+        publish(dataset, storage)
+    return dataset

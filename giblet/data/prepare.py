@@ -29,9 +29,11 @@ from giblet.data.plan import Plan, PlannedPresentation, make_plan
 from giblet.data.prepared import PreparedDataset, file_sha256
 from giblet.data.provenance import Inputs, gather_inputs
 from giblet.data.report import array_name, build_manifest
+from giblet.data.transfer import fetch, is_published
 from giblet.data.video import sample_pictures
 from giblet.data.workspace import Workspace, flush, full_disk_is_an_error_of_ours
 from giblet.errors import ConfigError, DataError, OutOfSpaceError
+from giblet.storage import Storage
 from giblet.telemetry.logs import get_logger
 from giblet.telemetry.progress import Bar, progress
 
@@ -45,8 +47,12 @@ log = get_logger(__name__)
 Array = npt.NDArray[Any]
 
 
-def prepare(config: DataConfig, *, cache_dir: str | Path | None = None) -> PreparedDataset:
+def prepare(
+    config: DataConfig, *, cache_dir: str | Path | None = None, published: Storage | None = None
+) -> PreparedDataset:
     """Prepare the dataset that `config` describes under `cache_dir` (`config.cache_dir` if None), or open it.
+
+    A dataset of the same hash that is `published` in storage is fetched from there instead.
 
     Raises `ConfigError` where no BIDS folder is named, `DataError` for bad inputs, `DependencyError` for missing
     models, `OutOfSpaceError` for a full disk.
@@ -57,6 +63,8 @@ def prepare(config: DataConfig, *, cache_dir: str | Path | None = None) -> Prepa
     folder = find_runs(config.bids, config.task, config.subjects)
     inputs = gather_inputs(folder, config)
     workspace = Workspace(where, inputs.content_hash)
+    if published is not None and not workspace.final.exists() and is_published(published, inputs.content_hash):
+        return fetch(published, inputs.content_hash, where)
     with full_disk_is_an_error_of_ours(where), workspace.locked():
         if workspace.final.exists():
             log.info("prepared already", dataset=workspace.final)
