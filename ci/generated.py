@@ -1,16 +1,24 @@
-"""Write the files that are generated from the schema; with --check, only say which are stale (exit 1)."""
+"""Write the files that are generated (from the schema, by ci/dashboards, or copies); with --check, only say which are
+stale (exit 1)."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from dashboards import BOARDS, dashboard_text
 
 from giblet.config.generate import reference_text, values_schema_text
 
 ROOT = Path(__file__).resolve().parent.parent
-GENERATED = {
+GENERATED: dict[str, Callable[[], str]] = {
     "helm/giblet/values.schema.json": values_schema_text,
     "configs/README.md": reference_text,
+    # kustomize reads nothing outside its folder
+    "k8s/monitoring/rules.yaml": lambda: (ROOT / "helm/giblet/files/monitoring/rules.yaml").read_text(encoding="utf-8"),
+    **{f"helm/giblet/files/monitoring/{name}.json": partial(dashboard_text, name) for name in BOARDS},
 }
 
 

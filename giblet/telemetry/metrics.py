@@ -38,6 +38,7 @@ METRICS: tuple[Metric, ...] = (
     # The run as a whole. From storage, so that they outlive every process.
     Metric("run_info", "gauge", "1; what trains.", ("run", "version", "image", "device", "sharding")),
     Metric("run_created_timestamp_seconds", "gauge", "Unix time at which the run first began."),
+    Metric("run_started_timestamp_seconds", "gauge", "Unix time at which its newest start began."),
     Metric("run_starts", "gauge", "Starts of the run so far, the one that goes on included."),
     Metric("restarts_total", "counter", "Restarts since the run began, by what ended the start before.", (
         "run", "cause")),

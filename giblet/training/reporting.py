@@ -70,6 +70,7 @@ class Reporter:
         metrics.set("train_world_size", world.size)
         metrics.set("train_planned_steps", total_steps)
         metrics.set("train_batch_samples", config.training.global_batch_samples)
+        metrics.set("run_started_timestamp_seconds", time.time())
         metrics.set("train_step_timestamp_seconds", time.time())
         metrics.set("train_ended", 0)
         metrics.set(

@@ -313,7 +313,7 @@ def test_a_failed_save_is_counted_and_training_goes_on(monkeypatch: pytest.Monke
         store.wait()
     assert store.last_committed == first
     value = metrics.registry.get_sample_value
-    assert value("giblet_checkpoint_failures_total", {"run": "run"}) == 2
+    assert value("giblet_checkpoint_failures_total", {"run": "run", "cause": "storage_unavailable"}) == 2
     assert value("giblet_checkpoint_committed_step", {"run": "run"}) == 1
     storage.before = lambda call, key: None
     assert store.save(4, {"w": torch.ones(3)}, wait=True).step == 4
