@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,6 +15,8 @@ from giblet.telemetry.metrics import Metrics
 
 VANISHED = "vanished"
 """The cause of a restart whose start before left no word of its end: its node or its pod was gone."""
+
+_BUDGET, _BUDGET_LEFT = "GIBLET_RESTART_BUDGET", "GIBLET_RESTART_BUDGET_LEFT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +61,15 @@ def tell_commit(metrics: Metrics, storage: Storage, ref: CheckpointRef | None) -
     if ref is not None and info is not None:
         metrics.set("checkpoint_committed_step", ref.step)
         metrics.set("checkpoint_committed_timestamp_seconds", info.modified_unix_seconds)
+
+
+def budget_environment(budget: int, left: int) -> dict[str, str]:
+    """How a launcher tells its ranks, which export metrics, what it will still bear."""
+    return {_BUDGET: str(budget), _BUDGET_LEFT: str(left)}
+
+
+def tell_budget(metrics: Metrics, *, refilled: bool) -> None:
+    """Export the restart budget that the launcher told, if one did; a commit has refilled it."""
+    if (budget := os.environ.get(_BUDGET)) is not None:
+        metrics.set("restart_budget", float(budget))
+        metrics.set("restart_budget_left", float(budget if refilled else os.environ.get(_BUDGET_LEFT, budget)))

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from giblet.checkpoint import exact_json, layout, resume, starts
 from giblet.checkpoint.dtypes import dtype_name
-from giblet.checkpoint.history import read_history, tell_commit, tell_history
+from giblet.checkpoint.history import read_history, tell_budget, tell_commit, tell_history
 from giblet.checkpoint.layout import CheckpointRef
 from giblet.checkpoint.manifest import Manifest
 from giblet.checkpoint.opened import read_manifest
@@ -203,6 +203,7 @@ class CheckpointStore:
         starts.record_resume(self.storage, self.run, number, record, ref)
         history = read_history(self.storage, self.run)
         tell_history(self._metrics, history)
+        tell_budget(self._metrics, refilled=False)
         tell_commit(self._metrics, self.storage, ref)
         log.info("start", start=number, resumed_step=ref.step if ref else 0, storage=self.storage.url)
         start = Start(number, self._ranks.world_size, ref, conditional, history.steps_lost)
@@ -233,6 +234,7 @@ class CheckpointStore:
         seconds = time.monotonic() - job.began
         self.last_committed = job.ref
         self._metrics.set("checkpoint_committed_step", job.ref.step)
+        tell_budget(self._metrics, refilled=True)
         self._metrics.set("checkpoint_committed_timestamp_seconds", time.time())
         self._metrics.observe("checkpoint_save_seconds", seconds, exemplar={"step": str(job.ref.step)})
         self._metrics.add("checkpoint_bytes_total", size)
