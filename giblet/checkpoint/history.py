@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from giblet.checkpoint import layout
 from giblet.checkpoint.layout import CheckpointRef
-from giblet.checkpoint.runs import read_record
+from giblet.checkpoint.records import read_record
 from giblet.storage import Storage
 from giblet.telemetry.metrics import Metrics
 

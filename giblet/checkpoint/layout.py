@@ -38,7 +38,7 @@ class CheckpointRef:
     @property
     def report_key(self) -> str:
         """Where verification writes what it found."""
-        return f"runs/{self.run}/reports/step-{self.step:08d}/{self.attempt}.json"
+        return f"{reports_prefix(self.run)}step-{self.step:08d}/{self.attempt}.json"
 
     @classmethod
     def of_manifest_key(cls, key: str) -> CheckpointRef | None:
@@ -81,6 +81,11 @@ def checkpoints_prefix(run: str) -> str:
 def step_prefix(run: str, step: int) -> str:
     """All attempts at one step."""
     return f"{checkpoints_prefix(run)}step-{step:08d}/"
+
+
+def reports_prefix(run: str) -> str:
+    """What verification found, one object a checkpoint."""
+    return f"runs/{run}/reports/"
 
 
 def verified_key(run: str) -> str:

@@ -9,6 +9,7 @@ from giblet.checkpoint import exact_json, layout
 from giblet.checkpoint.layout import CheckpointRef
 from giblet.checkpoint.manifest import Manifest
 from giblet.checkpoint.opened import read_manifest
+from giblet.checkpoint.records import REJECTED, rejected_among, verdict_of
 from giblet.checkpoint.survey import Found, survey
 from giblet.errors import CheckpointError
 from giblet.storage import PreconditionFailedError, Storage
@@ -20,12 +21,15 @@ log = get_logger(__name__)
 def candidates(storage: Storage, run: str, *, verified_first: bool = False) -> Iterator[tuple[Found, Manifest]]:
     """Checkpoints that check out by name and size, best choice first; what does not is quarantined on the way.
 
-    Best is the newest, or with `verified_first` the newest that verification accepted, then the newest of the others.
+    Best is the newest that verification has not rejected: one that nobody has judged yet counts as good, or a restart
+    would lose all steps since the last judgement. With `verified_first` the newest accepted one comes before those.
+    Rejected ones come last, newest first: they are all there is then.
     """
     entries = [entry for entry in survey(storage, run) if entry.committed and not entry.quarantined]
+    rejected = rejected_among(storage, run, [entry.ref for entry in entries])
+    verified = verified_ref(storage, run) if verified_first else None
     entries.reverse()
-    if verified_first and (verified := verified_ref(storage, run)) is not None:
-        entries.sort(key=lambda entry: entry.ref != verified)
+    entries.sort(key=lambda entry: (entry.ref in rejected, entry.ref != verified))
     for entry in entries:
         try:
             manifest = read_manifest(storage, entry.ref.prefix)
@@ -33,6 +37,8 @@ def candidates(storage: Storage, run: str, *, verified_first: bool = False) -> I
         except CheckpointError as error:
             quarantine(storage, entry.ref, error.message)
             continue
+        if entry.ref in rejected:
+            log.warning("only checkpoints that verification rejected are left", run=run, step=entry.ref.step)
         yield entry, manifest
 
 
@@ -52,8 +58,9 @@ def verified_ref(storage: Storage, run: str) -> CheckpointRef | None:
 
 
 def best_ref(storage: Storage, run: str) -> CheckpointRef | None:
-    """What `best.json` points to; None if there is none, or it cannot be read."""
-    return _pointer(storage, layout.best_key(run), run)
+    """What `best.json` points to; None if there is none, it cannot be read, or verification rejected it."""
+    ref = _pointer(storage, layout.best_key(run), run)
+    return None if ref is None or verdict_of(storage, ref) == REJECTED else ref
 
 
 def pointer_body(ref: CheckpointRef, **more: object) -> bytes:

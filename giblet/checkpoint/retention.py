@@ -1,5 +1,7 @@
 """Which checkpoints stay: the last N, each K-th, the best, the one resumed from, the newest verified, all quarantined.
 
+A checkpoint that verification rejected counts for none of these; the newest rejected one stays to be looked at.
+
 Runs after a commit only, so that the newest good one is always beyond its reach.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 from giblet.checkpoint import layout, resume
 from giblet.checkpoint.layout import CheckpointRef
-from giblet.checkpoint.runs import read_record
+from giblet.checkpoint.records import read_record, rejected_among
 from giblet.checkpoint.starts import Start, newest_start
 from giblet.checkpoint.survey import Found, survey
 from giblet.config.schema import CheckpointConfig
@@ -30,7 +32,7 @@ def prune(
     """Delete what retention does not keep, and what killed writers left; returns what it deleted."""
     found = survey(storage, run)
     kept = {newest, best, start.resumed_from, resume.verified_ref(storage, run)}
-    doomed = [*superfluous(found, kept, config), *abandoned(found, newest, start.number)]
+    doomed = [*superfluous(storage, found, kept, config), *abandoned(found, newest, start.number)]
     for entry in doomed:
         remove(storage, entry)
     if isinstance(storage, Cleanable):
@@ -52,19 +54,27 @@ def prunable(storage: Storage, run: str, config: CheckpointConfig) -> list[Found
     if started and (record := read_record(storage, layout.start_key(run, started))):
         resumed = record.get("resumed_from")
         kept.add(None if resumed is None else CheckpointRef(resumed["step"], resumed["attempt"], run))
-    doomed = [*superfluous(found, kept, config), *abandoned(found, good[-1], started - 1)]
+    doomed = [*superfluous(storage, found, kept, config), *abandoned(found, good[-1], started - 1)]
     return sorted(doomed, key=lambda entry: entry.ref)
 
 
-def superfluous(found: list[Found], kept: set[CheckpointRef | None], config: CheckpointConfig) -> list[Found]:
-    """Committed checkpoints beyond the last `keep_last`, but for those in `kept` and each `keep_every_steps`-th."""
-    good = [entry for entry in found if entry.committed and not entry.quarantined]
+def superfluous(
+    storage: Storage, found: list[Found], kept: set[CheckpointRef | None], config: CheckpointConfig
+) -> list[Found]:
+    """Committed checkpoints beyond the last `keep_last`, but for those in `kept` and each `keep_every_steps`-th.
+
+    Of the rejected ones all but the newest.
+    """
+    whole = [entry for entry in found if entry.committed and not entry.quarantined]
+    rejected = rejected_among(storage, whole[0].ref.run, [entry.ref for entry in whole]) if whole else set()
+    good = [entry for entry in whole if entry.ref not in rejected]
     every = config.keep_every_steps
-    return [
+    old = [
         entry
         for entry in good[: -config.keep_last]
         if entry.ref not in kept and not (every and entry.ref.step % every == 0)
     ]
+    return [*old, *[entry for entry in whole if entry.ref in rejected][:-1]]
 
 
 def abandoned(found: list[Found], newest: CheckpointRef, start: int) -> list[Found]:

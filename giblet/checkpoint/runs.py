@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from giblet.checkpoint import exact_json, layout
+from giblet.checkpoint import layout
+from giblet.checkpoint.records import read_record, verdict_of
 from giblet.checkpoint.resume import verified_ref
 from giblet.checkpoint.survey import group_by_attempt, survey
 from giblet.storage import ObjectInfo, Storage
@@ -65,7 +65,7 @@ def list_checkpoints(storage: Storage, run: str) -> list[CheckpointSummary]:
             committed_unix_seconds=entry.committed_unix_seconds or 0.0,
             quarantined=entry.quarantined,
             verified=entry.ref == verified,
-            verdict=_verdict(storage, entry.ref.report_key),
+            verdict=verdict_of(storage, entry.ref),
         )
         for entry in survey(storage, run)
         if entry.committed
@@ -88,23 +88,6 @@ def _summary(storage: Storage, run: str, infos: list[ObjectInfo]) -> RunSummary:
         newest_step=good[-1].ref.step if good else None,
         newest_unix_seconds=good[-1].committed_unix_seconds if good else None,
         verified_step=verified.step if verified is not None else None,
-        verdict=_verdict(storage, good[-1].ref.report_key) if good else None,
+        verdict=verdict_of(storage, good[-1].ref) if good else None,
         ended=None if end is None else str(end.get("cause")),
     )
-
-
-def read_record(storage: Storage, key: str) -> dict[str, Any] | None:
-    """A small JSON object that a run left (a start, an end, a report, a pointer); None if it is not there, or not one.
-
-    For people's eyes and for what can be made again; what training resumes from is read by `resume`.
-    """
-    try:
-        value = exact_json.loads(storage.get(key))
-    except (KeyError, ValueError, TypeError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _verdict(storage: Storage, key: str) -> str | None:
-    verdict = (read_record(storage, key) or {}).get("verdict")
-    return None if verdict is None else str(verdict)

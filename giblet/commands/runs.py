@@ -150,7 +150,7 @@ def _show(options: argparse.Namespace) -> int:
 
 def _starts(storage: Storage, run: str) -> list[dict[str, Any]]:
     from giblet.checkpoint import layout
-    from giblet.checkpoint.runs import read_record
+    from giblet.checkpoint.records import read_record
 
     found = []
     listed = (layout.start_number(info.key) for info in storage.list(layout.starts_prefix(run)))

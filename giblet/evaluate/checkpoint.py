@@ -9,8 +9,8 @@ import torch
 
 from giblet.checkpoint import CheckpointRef, CheckpointStore
 from giblet.checkpoint import layout as keys
+from giblet.checkpoint.records import read_record
 from giblet.checkpoint.resume import best_ref
-from giblet.checkpoint.runs import read_record
 from giblet.checkpoint.survey import survey
 from giblet.config.schema import GibletConfig
 from giblet.data.hrf import canonical_kernel

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from giblet.checkpoint import layout
 from giblet.checkpoint.history import VANISHED
-from giblet.checkpoint.runs import read_record
+from giblet.checkpoint.records import read_record
 from giblet.checkpoint.starts import newest_start
 from giblet.checkpoint.survey import survey
 from giblet.errors import RestartBudgetError, StorageUnavailableError

@@ -11,7 +11,7 @@ from typing import Any
 import prometheus_client
 
 from giblet.checkpoint.layout import CheckpointRef
-from giblet.checkpoint.runs import read_record
+from giblet.checkpoint.records import read_record
 from giblet.storage import Storage
 from giblet.telemetry.logs import get_logger
 from giblet.telemetry.metrics import Metrics

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from giblet.checkpoint.layout import CheckpointRef
+from giblet.checkpoint.layout import CheckpointRef, reports_prefix
 from giblet.checkpoint.resume import verified_ref
 from giblet.checkpoint.survey import survey
 from giblet.config.schema import GibletConfig
@@ -148,7 +148,7 @@ class Gate:
 
     def _judge_new(self, job: Job | None, *, oldest_first: bool = False) -> bool:
         """Judge the newest commit that nobody has judged yet (or the oldest such); False if there is none."""
-        reports = self._patiently(lambda: {info.key for info in self._storage.list(f"runs/{self._run}/reports/")})
+        reports = self._patiently(lambda: {info.key for info in self._storage.list(reports_prefix(self._run))})
         waiting = [ref for ref in self._commits() if ref not in self._judged and ref.report_key not in reports]
         if waiting:
             self._judge(min(waiting) if oldest_first else max(waiting), job)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from giblet.checkpoint import layout
-from giblet.checkpoint.runs import read_record
+from giblet.checkpoint.records import read_record
 from giblet.checkpoint.starts import newest_start
 from giblet.config.schema import VerifyConfig
 from giblet.storage import Storage

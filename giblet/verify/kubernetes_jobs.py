@@ -124,7 +124,7 @@ def _translated(error: ApiException) -> Exception:
         message = str(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):
         message = str(error.body or error.reason).strip()
-    if error.status in (404, 409):
+    if error.status in (404, 409) or (error.status == 422 and "metadata.uid" in message):
         return _NotFoundError(message)
     told = f"the Kubernetes API answered {error.status}: {message}"
     return JobsDeniedError(told) if error.status in (401, 403) else JobsUnavailableError(told)

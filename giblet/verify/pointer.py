@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import re
 
-from giblet.checkpoint.layout import CheckpointRef, verified_key
+from giblet.checkpoint.layout import CheckpointRef, reports_prefix, verified_key
+from giblet.checkpoint.records import ACCEPTED, read_record, verdict_of
 from giblet.checkpoint.resume import pointer_body
-from giblet.checkpoint.runs import read_record
 from giblet.errors import CheckpointError, StorageUnavailableError
 from giblet.storage import PreconditionFailedError, Storage
 from giblet.telemetry.logs import get_logger
@@ -49,25 +49,25 @@ def update_pointer(storage: Storage, run: str) -> CheckpointRef | None:
         if target is None:
             if current is not None:
                 storage.delete(key)
-                log.warning("verified", run=run, pointer="removed")
+                log.warning("no checkpoint is trusted any more", run=run)
         elif current is None or (current.get("step"), current.get("attempt")) != (target.step, target.attempt):
             try:
                 storage.put(key, pointer_body(target, report=target.report_key), if_absent=current is None)
             except PreconditionFailedError:
                 continue
-            log.info("verified", run=run, pointer=target.prefix)
+            log.info("trusted", run=run, checkpoint=target.prefix)
         if newest_accepted(storage, run) == target:
             return target
     raise StorageUnavailableError(f"{key} changed {_TRIES} times while it was to be set", remedy="verify again")
 
 
 def newest_accepted(storage: Storage, run: str) -> CheckpointRef | None:
-    """The newest checkpoint whose report accepts it, and which retention has not removed."""
-    found = (_REPORT.fullmatch(info.key) for info in storage.list(f"runs/{run}/reports/"))
+    """The newest checkpoint whose report accepts it, which retention has not removed, and nobody quarantined."""
+    found = (_REPORT.fullmatch(info.key) for info in storage.list(reports_prefix(run)))
     refs = sorted((CheckpointRef(int(m["step"]), m["attempt"], m["run"]) for m in found if m is not None), reverse=True)
     for ref in refs:
-        report = read_record(storage, ref.report_key)
-        accepted = report is not None and report.get("verdict") in ("SAFE", "SAFE WITH WARNINGS")
-        if accepted and storage.head(ref.manifest_key) is not None:
+        if verdict_of(storage, ref) not in ACCEPTED or storage.head(ref.manifest_key) is None:
+            continue
+        if storage.head(ref.quarantine_key) is None:
             return ref
     return None
