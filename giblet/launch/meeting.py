@@ -159,10 +159,10 @@ class Elastic:
             self._drop()
             return None
         assert self._world is not None
-        if state.round != self._world[0] or self._handler.node not in state.participants:
-            return Change.LOST  # the others went on without this node
-        if len(state.participants) < self._world[1]:
-            return Change.LOST
+        here = {repr(node) for node in state.participants}
+        if state.round != self._world[0] or len(here) < self._world[1] or repr(self._handler.node) not in here:
+            log.warning("a node is gone", round=state.round, met_in=self._world[0], left=",".join(sorted(here)))
+            return Change.LOST  # perhaps this one: then the others went on without it
         return Change.JOINING if state.wait_list else None
 
     def tell_fault(self, ending: Ending) -> None:
@@ -214,16 +214,16 @@ class Elastic:
         return _Handler(store, backend, params)
 
     def _meet(self, handler: _Handler) -> Place:
-        info = handler.next_rendezvous()
+        node, nodes = handler.meet()
         number = handler.state.round
-        self._world = (number, info.world_size)
+        self._world = (number, nodes)
         address = handler.node.addr
         key = f"{self._prefix}/master/{number}/{handler.members}"
-        if info.rank == 0:
+        if node == 0:
             self._group_store = host_store(address)
             handler.store.set(key, json.dumps([address, self._group_store.port]))
         master, port = json.loads(handler.store.get(key))
-        return Place(master, port, info.rank, info.world_size, self._processes)
+        return Place(master, port, node, nodes, self._processes)
 
     def _look(self) -> None:
         """While waiting: is there still something to wait for."""
@@ -322,10 +322,18 @@ class _Handler(torchrun.DynamicRendezvousHandler):
         self.store, self.holder = store, _StateHolder(backend, settings)
         super().__init__(self.node, settings, backend.name, store, self.holder)
 
-    @property
-    def use_agent_store(self) -> bool:
-        """Each round's process groups get a store of their own (`Elastic._meet`)."""
-        return False
+    def meet(self) -> tuple[int, int]:
+        """Leave the round before, wait for the next; which node this is, of how many.
+
+        torch's `next_rendezvous` would also hand out an address for process groups, but only in the first round: one
+        that joins later waits for it in vain.
+        """
+        self._stop_heartbeats()
+        deadline = self._get_deadline(self._settings.timeout.join)
+        self._op_executor.run(torchrun._RendezvousExitOp(), deadline)
+        self._op_executor.run(torchrun._RendezvousJoinOp(), deadline, self._get_deadline)
+        self._start_heartbeats()
+        return self._get_world()
 
     @property
     def look(self) -> Callable[[], None] | None:
