@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import secrets
 import signal
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from localcluster.settings import REPOSITORY
+from localcluster.settings import REPOSITORY, Paths
 
 from giblet.errors import GibletError
 from smokerun.cluster import Cluster
@@ -89,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dataset", metavar="URL", help="a published prepared dataset: s3://…/datasets/HASH")
     add("--base", type=Path, default=SMOKE_VALUES, metavar="FILE", help="the smoke run itself (configs/cpu-smoke.yaml)")
     add("-n", "--namespace", default="giblet", metavar="NS", help="where to run (giblet)")
-    add("--kube-context", metavar="NAME", help="context of the kubeconfig (the current one)")
+    add("--kube-context", metavar="NAME", help="of KUBECONFIG, of ~/.kube/config, else of ci/cluster (the current one)")
     add("--release", metavar="NAME", help="the release's name (giblet-smoke- and six letters)")
     add("--timeout", type=float, default=1800, metavar="SECONDS", help="for everything from the install on (1800)")
     add("--patience", type=float, default=60, metavar="SECONDS", help="a pod may be without node or image so long (60)")
@@ -106,6 +107,9 @@ def main() -> NoReturn:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    ours = Paths.from_environment().kubeconfig
+    if not os.environ.get("KUBECONFIG") and not (Path.home() / ".kube/config").exists() and ours.exists():
+        os.environ["KUBECONFIG"] = str(ours)
     sys.exit(Smoke(options).run())
 
 

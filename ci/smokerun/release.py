@@ -19,6 +19,7 @@ from giblet.config import GibletConfig
 from smokerun.errors import CannotStartError, SmokeError, ValuesError
 
 CHART = REPOSITORY / "helm/giblet"
+_DATA_KEYS = ("config.data.prepared", "data.existingClaim")
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,11 @@ class Values:
 
     @property
     def name_data(self) -> bool:
-        """Whether they say where the data is."""
-        written = [yaml.safe_load(file.read_text()) or {} for file in self.files]
-        keys = ("config.data.prepared", "data.existingClaim")
-        return any(_dig(values, key) for values in written for key in keys) or any(
-            setting.startswith(keys) for setting in (*self.settings, *(key for key, _ in self.overlay))
+        """Whether they say where the data is; the placeholders of configs/ do not."""
+        named = [_dig(yaml.safe_load(file.read_text()) or {}, key) for file in self.files for key in _DATA_KEYS]
+        settings = [*self.settings, *(f"{key}={value}" for key, value in self.overlay)]
+        return any(value and "your-bucket" not in str(value) for value in named) or any(
+            setting.startswith(_DATA_KEYS) for setting in settings
         )
 
 
