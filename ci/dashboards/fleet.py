@@ -30,7 +30,7 @@ def summary(made: Board) -> None:
         decimals=0,
     )  # fmt: skip
     made.number(
-        "Goodput", f"avg(giblet:goodput:ratio1h{{{SOME}}})", "Mean over runs.", unit="percentunit", decimals=0,
+        "Mean goodput", f"avg(giblet:goodput:ratio1h{{{SOME}}})", "Mean over runs.", unit="percentunit", decimals=0,
         steps=((None, RED), (0.5, YELLOW), (0.8, GREEN)),
     )  # fmt: skip
     made.number(

@@ -50,7 +50,7 @@ def where_it_stands(made: Board) -> None:
         "At the speed of the last five minutes.", unit="s",
     )  # fmt: skip
     made.number(
-        "Goodput", f"giblet:goodput:ratio1h{{{ONE}}}",
+        "Goodput now", f"giblet:goodput:ratio1h{{{ONE}}}",
         "Share of the last hour's wall time (or of the run's age) that went into steps which are still part of it.",
         unit="percentunit", decimals=0, steps=((None, RED), (0.5, YELLOW), (0.8, GREEN)),
     )  # fmt: skip

@@ -28,7 +28,7 @@ def board() -> Board:
 
 def verdict(made: Board) -> None:
     """The verdict, and how far verification is behind."""
-    made.row("Verdict")
+    made.row("What was found")
     made.number(
         "Worst verdict", f"min(giblet_verify_verdict{{{SOME}}})", "Of the newest verification of each run chosen.",
         names=VERDICTS, width=6,
@@ -58,7 +58,7 @@ def verdict(made: Board) -> None:
 
 def counts(made: Board) -> None:
     """What the newest verification counted."""
-    made.row("What was counted")
+    made.row("What was counted in the weights")
     run = "{{run}}"
     made.lines("Verdict", [(f"min {BY} (giblet_verify_verdict{{{SOME}}})", run)], "2 SAFE, 1 warnings, 0 UNSAFE.",
                smallest=0)  # fmt: skip

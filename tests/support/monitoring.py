@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
+import json
 import re
 import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from giblet.telemetry.metrics import METRICS
 from tests.support.cluster import REPOSITORY
@@ -53,3 +67,121 @@ def metrics_in(query: str) -> set[str]:
     """Names of metrics and recorded series in a query; alternatives in a `__name__` matcher too."""
     bare = re.sub(r'(?<!__name__=~)"[^"]*"', '""', query)
     return set(_NAME.findall(bare.replace("|", " ").replace('"', " ")))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What Prometheus scrapes, with the labels that the cluster's discovery would add."""
+
+    job: str
+    port: int
+    labels: dict[str, str]
+
+
+class Prometheus:
+    """A real server on loopback, scraping each half second and evaluating giblet's rules each second."""
+
+    def __init__(self, folder: Path, targets: Sequence[Target]) -> None:
+        self.port = free_port()
+        config = {
+            "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "1s"},
+            "rule_files": [str(RULES)],
+            "scrape_configs": [
+                {
+                    "job_name": target.job,
+                    "honor_labels": True,
+                    "static_configs": [{"targets": [f"127.0.0.1:{target.port}"], "labels": target.labels}],
+                }
+                for target in targets
+            ],
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        self.log = folder / "prometheus.log"
+        command = [
+            program("prometheus"), f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
+            f"--web.listen-address=127.0.0.1:{self.port}", "--enable-feature=exemplar-storage", "--log.level=warn",
+        ]  # fmt: skip
+        with self.log.open("w") as stream:
+            self._process = subprocess.Popen(command, stdout=stream, stderr=stream)
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """The `data` of an answer of its HTTP interface; raises `AssertionError` with the message of a refused one."""
+        address = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        try:
+            with urllib.request.urlopen(address, timeout=30) as answer:
+                return json.load(answer)["data"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{parameters}: {error.read().decode()}") from None
+
+    def wait_until_ready(self, seconds: float = 60.0) -> None:
+        """Returns once it answers."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=5).close()
+                return
+            except OSError:  # refused, or 503 as yet
+                assert self._process.poll() is None, self.log.read_text()
+                assert time.monotonic() < deadline, self.log.read_text()
+                time.sleep(0.1)
+
+    def samples(self, query: str) -> list[dict[str, Any]]:
+        """The series of an instant query that have a number now."""
+        found = self.get("query", query=query)["result"]
+        return [series for series in found if series["value"][1] != "NaN"]
+
+    def close(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.wait(30)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving_text(text: str) -> Iterator[int]:
+    """Recorded samples as an exporter would answer them; yields the port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def queries_of(dashboard: dict[str, Any]) -> dict[str, str]:
+    """Every query of a dashboard, panels' and annotations', by where it stands."""
+    found = {
+        f"{panel['title']} {target['refId']}": target["expr"]
+        for panel in _panels(dashboard["panels"])
+        for target in panel.get("targets", ())
+    }
+    for entry in dashboard.get("annotations", {}).get("list", ()):
+        found[f"annotation {entry['name']}"] = entry["expr"]
+    return found
+
+
+def _panels(panels: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for panel in panels:
+        yield panel
+        yield from _panels(panel.get("panels", []))
