@@ -104,12 +104,13 @@ def bench_loop(folder: Path, bids: Path, rounds: int) -> list[dict[str, Any]]:
     import torch
 
     from giblet.config import load_config
+    from giblet.data.hrf import hrf_kernel
     from giblet.data.prepare import prepare
     from giblet.models import Dimensions, build_model
     from giblet.models.losses import scaled_video
     from giblet.telemetry import logs
     from giblet.telemetry.metrics import Metrics
-    from giblet.training.loop import Trainer, hrf_kernel
+    from giblet.training.loop import Trainer
     from giblet.training.parallel import join_world
     from giblet.training.signals import StopFlag
 

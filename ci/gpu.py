@@ -25,12 +25,13 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from giblet.config import GibletConfig, load_config
+from giblet.data.hrf import hrf_kernel
 from giblet.data.manifest import MANIFEST_NAME, ArrayFile, Manifest
 from giblet.data.prepared import PreparedDataset, file_sha256
 from giblet.models import Dimensions, MultimodalAutoencoder, resolve_dimensions
 from giblet.models.structure import meta_model
 from giblet.training.checkpointing import load_newest, training_tensors
-from giblet.training.loop import Trainer, hrf_kernel, open_store
+from giblet.training.loop import Trainer, open_store
 from giblet.training.parallel import join_world
 from giblet.training.reporting import serving_metrics
 from giblet.training.signals import StopFlag

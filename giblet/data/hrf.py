@@ -11,11 +11,16 @@ kernel is the mean of h over that lag's bin, from the integral of h and not from
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.special import gammainc
+
+from giblet.config.schema import GibletConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PEAK_SHAPE = 6.0
 UNDERSHOOT_SHAPE = 16.0
@@ -35,6 +40,16 @@ def canonical_kernel(tr_seconds: float, duration_seconds: float = 24.0) -> npt.N
     kernel: npt.NDArray[np.float64] = np.diff(integral)
     kernel /= kernel.sum()
     return kernel
+
+
+def hrf_kernel(config: GibletConfig, tr_seconds: float) -> Tensor | None:
+    """The kernel (K,) float32 that the configuration's model convolves with at this TR; None where it does not."""
+    import torch  # preparing does without
+
+    hrf = config.data.hrf
+    if hrf.kind == "none":
+        return None
+    return torch.as_tensor(canonical_kernel(tr_seconds, hrf.duration_seconds), dtype=torch.float32)
 
 
 def kernel_taps(tr_seconds: float, duration_seconds: float) -> int:

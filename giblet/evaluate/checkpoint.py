@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from giblet.checkpoint import CheckpointRef, CheckpointStore
 from giblet.checkpoint import layout as keys
 from giblet.checkpoint.records import read_record
 from giblet.checkpoint.resume import best_ref
 from giblet.checkpoint.survey import survey
 from giblet.config.schema import GibletConfig
-from giblet.data.hrf import canonical_kernel
+from giblet.data.hrf import hrf_kernel
 from giblet.data.prepared import PreparedDataset
 from giblet.errors import CheckpointError
 from giblet.evaluate.results import RunFacts
@@ -47,10 +45,7 @@ def load_model(
     config: GibletConfig, dataset: PreparedDataset, storage: Storage, ref: CheckpointRef
 ) -> tuple[MultimodalAutoencoder, Mapping[str, Any]]:
     """The configuration's model with a checkpoint's weights, on the CPU, and the state saved with it."""
-    kernel = None
-    if config.data.hrf.kind != "none":
-        taps = canonical_kernel(dataset.manifest.tr_seconds, config.data.hrf.duration_seconds)
-        kernel = torch.from_numpy(taps).float()
+    kernel = hrf_kernel(config, dataset.manifest.tr_seconds)
     model = build_model(config, Dimensions.of(dataset.manifest.dimensions), hrf_kernel=kernel)
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     state = CheckpointStore(storage, ref.run, config.checkpoint).load(ref, tensors)

@@ -23,6 +23,7 @@ from giblet.checkpoint.opened import OpenCheckpoint
 from giblet.checkpoint.survey import survey
 from giblet.config.load import load_config_data
 from giblet.config.schema import GibletConfig
+from giblet.data.hrf import hrf_kernel
 from giblet.data.prepared import PreparedDataset, file_sha256
 from giblet.errors import CheckpointError, RunConflictError
 from giblet.models import Dimensions, build_model
@@ -30,7 +31,7 @@ from giblet.storage import Storage, open_storage
 from giblet.telemetry.metrics import Metrics
 from giblet.training.checkpointing import training_tensors
 from giblet.training.heartbeat import Heartbeat
-from giblet.training.loop import Trainer, hrf_kernel
+from giblet.training.loop import Trainer
 from giblet.training.optimizer import STATES, decays
 from giblet.training.parallel import World
 from giblet.training.signals import StopFlag
@@ -117,8 +118,9 @@ def _structure(state: Mapping[str, Any]) -> nn.Module:
         video_height=prepared["height"], video_width=prepared["width"],
         text_dimension=prepared["text_dimension"], voxels=prepared["voxels"],
     )  # fmt: skip
+    kernel = hrf_kernel(config, dataset["tr_seconds"])
     with torch.device("meta"):
-        return build_model(config, dimensions, hrf_kernel=hrf_kernel(config, dataset["tr_seconds"]))
+        return build_model(config, dimensions, hrf_kernel=kernel)
 
 
 def read_legacy(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

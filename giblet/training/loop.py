@@ -19,7 +19,7 @@ import torch
 from giblet.checkpoint import CheckpointStore
 from giblet.config.schema import GibletConfig
 from giblet.data.batches import BatchBuilder
-from giblet.data.hrf import canonical_kernel
+from giblet.data.hrf import hrf_kernel
 from giblet.data.order import SampleOrder
 from giblet.data.prepared import PreparedDataset
 from giblet.errors import EXIT_CRASHED, EXIT_OK, DivergedError, GibletError, StoppedError, cause_of
@@ -289,11 +289,3 @@ class Trainer:
         return TrainResult(
             state.step, state.epoch, reason, state.best, state.validation, state.history, self.world.size
         )
-
-
-def hrf_kernel(config: GibletConfig, tr_seconds: float) -> torch.Tensor | None:
-    """The canonical kernel (K,) at this TR, or None where BOLD's lag is not modelled."""
-    hrf = config.data.hrf
-    if hrf.kind == "none":
-        return None
-    return torch.as_tensor(canonical_kernel(tr_seconds, hrf.duration_seconds), dtype=torch.float32)

@@ -134,10 +134,9 @@ def _facts(
     tr_seconds = recorded.get("tr_seconds")
     if config is None or config.data.hrf.kind not in kernels or not isinstance(tr_seconds, (int, float)):
         return dimensions, None
-    from giblet.data.hrf import canonical_kernel  # scipy, for its integral
+    from giblet.data.hrf import hrf_kernel  # scipy, for its integral
 
-    kernel = canonical_kernel(float(tr_seconds), config.data.hrf.duration_seconds)
-    return dimensions, torch.as_tensor(kernel, dtype=torch.float32)
+    return dimensions, hrf_kernel(config, float(tr_seconds))
 
 
 def _groups(source: Source, result: StreamResult) -> dict[str, Group]:

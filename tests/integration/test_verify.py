@@ -16,6 +16,7 @@ from giblet.checkpoint.layout import CheckpointRef
 from giblet.checkpoint.manifest import Manifest
 from giblet.checkpoint.resume import verified_ref
 from giblet.data.prepared import PreparedDataset
+from giblet.data.transfer import publish
 from giblet.errors import StorageDeniedError, StorageUnavailableError
 from giblet.storage import LocalStorage, Storage
 from giblet.storage.embedded import EmbeddedServer
@@ -123,6 +124,37 @@ def test_a_recorded_score_that_is_not_its_own_fails(trained: Trained) -> None:
         assert "bold" in report.check("scores").detail
     finally:
         trained.storage.put(ref.manifest_key, original)
+
+
+def test_a_recorded_correlation_that_is_not_its_own_fails(trained: Trained) -> None:
+    ref, manifest = trained.newest(), trained.manifest()
+    original = trained.storage.get(ref.manifest_key)
+    recorded = manifest.state["validation"]
+    validation = recorded | {"bold_correlation": recorded["bold_correlation"] + 0.01}
+    forged = manifest.model_copy(update={"state": {**manifest.state, "validation": validation}})
+    try:
+        trained.storage.put(ref.manifest_key, forged.dump())
+        check = trained.judge(restore=True, dataset=trained.dataset.path).check("scores")
+        assert (check.status, "bold_correlation" in check.detail) == ("failed", True)
+    finally:
+        trained.storage.put(ref.manifest_key, original)
+
+
+def test_a_published_dataset_is_fetched_to_score_on(trained: Trained, tmp_path: Path) -> None:
+    config = small_config(data={"segment_trs": 8, "cache_dir": str(tmp_path / "cache")})
+    report = trained.judge(restore=True, config=config)
+    assert report.check("scores").status == "skipped"
+    assert "nor published in" in report.check("scores").detail
+    assert report.verdict == "SAFE WITH WARNINGS"
+    publish(trained.dataset, trained.storage)
+    report = trained.judge(restore=True, config=config)
+    assert (report.check("scores").status, report.verdict) == ("passed", "SAFE")
+    assert (tmp_path / "cache" / trained.dataset.manifest.content_hash).is_dir()
+    (tmp_path / "a-file").write_bytes(b"")
+    report = trained.judge(
+        restore=True, config=small_config(data={"segment_trs": 8, "cache_dir": str(tmp_path / "a-file")})
+    )
+    assert "cannot be fetched to data.cache_dir" in report.check("scores").detail
 
 
 def test_another_dataset_is_not_scored_on(trained: Trained, tmp_path: Path) -> None:
