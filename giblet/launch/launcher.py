@@ -9,11 +9,12 @@ from __future__ import annotations
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from giblet.checkpoint import starts
+from giblet.checkpoint.history import budget_environment
 from giblet.config import GibletConfig
 from giblet.errors import (
     EXIT_CRASHED,
@@ -26,6 +27,7 @@ from giblet.errors import (
 from giblet.launch.budget import RestartBudget
 from giblet.launch.ending import Ending, of_error, of_outcomes
 from giblet.launch.hang import HangWatch, print_stacks
+from giblet.launch.logs import KeptLogs
 from giblet.launch.meeting import Change, EndedError, Meeting
 from giblet.launch.settings import LaunchSettings
 from giblet.storage import Storage
@@ -33,6 +35,7 @@ from giblet.telemetry.logs import get_logger
 from giblet.training.outcome import Outcome
 from giblet.training.processes import SETTLE_SECONDS, rank_environment
 from giblet.training.ranks import POLL_SECONDS, Place, Ranks
+from giblet.training.zygote import Zygote
 
 ECHO_SECONDS = 6.0
 """How long a node that only saw a connection break waits for another one to say why."""
@@ -51,11 +54,12 @@ class Launcher:
         budget: RestartBudget,
         storage: Storage,
         signals: Sequence[int],
-        on_start: Callable[[int], None] = lambda number: None,
+        zygote: Zygote,
+        logs: KeptLogs,
     ) -> None:
         self._config, self._dataset_path, self._settings = config, dataset_path, settings
         self._meeting, self._budget, self._storage, self._signals = meeting, budget, storage, signals
-        self._on_start = on_start
+        self._zygote, self._logs = zygote, logs
 
     @property
     def stopping(self) -> bool:
@@ -77,11 +81,12 @@ class Launcher:
                     self._meeting.finish_together()
                 self._meeting.leave()
                 return ending
+            self._logs.ended()
 
     def _next(self) -> Ending:
         """One start: its end, or why there was none."""
         try:
-            self._budget.check(lambda: self.stopping)
+            left = self._budget.check(lambda: self.stopping)
             place = self._meeting.join()
         except EndedError as error:
             return error.ending
@@ -89,8 +94,8 @@ class Launcher:
             return of_error(error)
         log.info("met", node=place.node, nodes=place.nodes, world_size=place.world_size, master=place.master_address)
         with tempfile.TemporaryDirectory(prefix="giblet-") as folder:
-            environment = rank_environment(place.master_address)
-            ranks = Ranks.start(Path(folder), place, self._config, self._dataset_path, environment)
+            environment = rank_environment(place.master_address) | budget_environment(self._settings.max_restarts, left)
+            ranks = Ranks.start(Path(folder), place, self._config, self._dataset_path, environment, self._zygote)
             try:
                 ending = self._watch(ranks)
             finally:
@@ -113,7 +118,7 @@ class Launcher:
             if number != claimed:
                 claimed = number
                 self._budget.progressed()
-                self._on_start(number)
+                self._logs.started(number)
             failed = [outcome for outcome in ranks.poll() if outcome.exit_code != EXIT_OK]
             if failed:
                 return self._settle(ranks, failed, deadline)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,12 +22,13 @@ from typing import Any
 import torch
 import torch.distributed.launcher.api as torchrun
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler, get_subprocess_handler
+from torch.distributed.elastic.multiprocessing.subprocess_handler import get_subprocess_handler
 
 from giblet.config import GibletConfig
 from giblet.errors import EXIT_CRASHED
 from giblet.training.heartbeat import Beat, read_beat
 from giblet.training.outcome import Outcome, read_outcome
+from giblet.training.zygote import Forked, Zygote
 
 POLL_SECONDS = 0.1
 
@@ -75,14 +77,20 @@ class Ranks:
 
     folder: Path
     place: Place
-    _handlers: list[SubprocessHandler] = field(default_factory=list)
+    _processes: list[subprocess.Popen[bytes] | Forked] = field(default_factory=list)
     _ended: dict[int, Outcome] = field(default_factory=dict)
 
     @classmethod
     def start(
-        cls, folder: Path, place: Place, config: GibletConfig, dataset_path: str | Path, environment: Mapping[str, str]
+        cls,
+        folder: Path,
+        place: Place,
+        config: GibletConfig,
+        dataset_path: str | Path,
+        environment: Mapping[str, str],
+        zygote: Zygote | None = None,
     ) -> Ranks:
-        """Start `place.processes` ranks that train. `folder` must be empty."""
+        """Start `place.processes` ranks that train, forked by `zygote` if there is one. `folder` must be empty."""
         job: dict[str, Any] = {
             "config": config.model_dump(mode="json"),
             "dataset_path": str(dataset_path),
@@ -92,17 +100,9 @@ class Ranks:
         ranks = cls(folder, place)
         try:
             for local_rank in range(place.processes):
-                ranks._handlers.append(
-                    get_subprocess_handler(
-                        entrypoint=sys.executable,
-                        args=("-m", "giblet.training.worker", str(folder)),
-                        env={**environment, **place.environment(local_rank)},
-                        stdout=None,  # type: ignore[arg-type]
-                        stderr=None,  # type: ignore[arg-type]
-                        local_rank_id=local_rank,
-                        numa_options=_numa_options(place.processes),
-                    )
-                )
+                told = {**environment, **place.environment(local_rank)}
+                started = _execute(folder, local_rank, told, place.processes) if zygote is None else None
+                ranks._processes.append(started or zygote.start(folder, local_rank, told))  # type: ignore[union-attr]
         except BaseException:
             ranks.kill()
             raise
@@ -118,15 +118,15 @@ class Ranks:
     def pids(self) -> dict[int, int]:
         """Process ids of those that still run, by global rank."""
         return {
-            rank: handler.proc.pid
-            for rank, handler in zip(self.numbers, self._handlers, strict=False)
-            if handler.proc.poll() is None
+            rank: process.pid
+            for rank, process in zip(self.numbers, self._processes, strict=False)
+            if process.poll() is None
         }
 
     def poll(self) -> list[Outcome]:
         """What has become of those that have ended, in the order in which it was noticed."""
-        for rank, handler in zip(self.numbers, self._handlers, strict=False):
-            code = handler.proc.poll()
+        for rank, process in zip(self.numbers, self._processes, strict=False):
+            code = process.poll()
             if code is not None and rank not in self._ended:
                 self._ended[rank] = self._outcome(rank, code)
         return list(self._ended.values())
@@ -134,7 +134,7 @@ class Ranks:
     @property
     def running(self) -> bool:
         """Is any left."""
-        return len(self.poll()) < len(self._handlers)
+        return len(self.poll()) < len(self._processes)
 
     def wait(self, seconds: float) -> bool:
         """Until all have ended, at most so long; whether they have."""
@@ -154,8 +154,8 @@ class Ranks:
         for pid in self.pids.values():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-        for handler in self._handlers:
-            handler.proc.wait()
+        for process in self._processes:
+            process.wait()
 
     def beats(self) -> dict[int, Beat]:
         """The newest sign of life of each rank."""
@@ -179,6 +179,20 @@ class Ranks:
 def beat_path(folder: Path, rank: int) -> Path:
     """The file of a rank's heartbeat."""
     return folder / f"beat-{rank}.json"
+
+
+def _execute(folder: Path, local_rank: int, environment: dict[str, str], processes: int) -> subprocess.Popen[bytes]:
+    """A rank in a fresh interpreter."""
+    handler = get_subprocess_handler(
+        entrypoint=sys.executable,
+        args=("-m", "giblet.training.worker", str(folder)),
+        env=environment,
+        stdout=None,  # type: ignore[arg-type]
+        stderr=None,  # type: ignore[arg-type]
+        local_rank_id=local_rank,
+        numa_options=_numa_options(processes),
+    )
+    return handler.proc
 
 
 def _numa_options(processes: int) -> Any:

@@ -1,0 +1,148 @@
+"""Nodes of a job on this machine, each a real `giblet launch` in processes of its own, forked from one that has
+imported everything: importing torch once is enough.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from giblet.config import GibletConfig, load_config_data
+
+DEADLINE_SECONDS = 200
+"""Generous: it only bounds what hangs."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Node:
+    """One `giblet launch`; its output is in `log`, its termination message in `termination`."""
+
+    def __init__(
+        self, folder: Path, name: str, config: GibletConfig, dataset: Path, endpoint: str | None = None, **environ: str
+    ) -> None:
+        self.log, self.termination = folder / f"{name}.log", folder / f"{name}.termination"
+        self.environment = {
+            "GIBLET_POD": name, "GIBLET_TERMINATION_LOG": str(self.termination), "OMP_NUM_THREADS": "1",
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60", **environ,
+        }  # fmt: skip
+        if endpoint is not None:
+            self.environment |= {
+                "PET_RDZV_ENDPOINT": endpoint, "PET_NNODES": "1:2", "PET_NPROC_PER_NODE": "1",
+                "PET_RDZV_CONF": "is_host=0,last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=8",
+            }  # fmt: skip
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.support.nodes", "giblet.launch"])
+        self.process = context.Process(
+            target=_node, args=(config.model_dump(mode="json"), str(dataset), str(self.log), self.environment)
+        )
+        self.process.start()
+
+    def text(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def step(self) -> int:
+        return max((int(n) for n in re.findall(r"INFO step .*?\bstep=(\d+) of", self.text())), default=0)
+
+    def until(self, what: Callable[[], Any], *, alive: bool = True) -> Any:
+        """Wait for something to become true; its value."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not (found := what()):
+            assert not alive or self.process.is_alive(), self.text()[-6000:]
+            assert time.monotonic() < deadline, self.text()[-6000:]
+            time.sleep(0.02)
+        return found
+
+    def said(self, pattern: str, times: int = 1) -> bool:
+        return len(re.findall(pattern, self.text())) >= times
+
+    def ranks(self) -> list[int]:
+        """Process ids of its ranks."""
+        zygotes = _children(self.process.pid)
+        return [pid for zygote in zygotes for pid in _children(zygote)]
+
+    def signal(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def exit_code(self) -> int:
+        self.process.join(DEADLINE_SECONDS)
+        assert self.process.exitcode is not None, self.text()[-6000:]
+        return self.process.exitcode
+
+    def last_words(self) -> dict[str, Any]:
+        assert self.termination.stat().st_size <= 4096
+        return json.loads(self.termination.read_text())
+
+    def end(self) -> None:
+        """End it and everything it started, whatever state it is in."""
+        if self.process.is_alive() and self.process.pid is not None:
+            os.kill(self.process.pid, signal.SIGKILL)
+        self.process.join()
+
+
+class Rendezvous:
+    """A `giblet rendezvous`, which can be killed and started again at its port."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, self.log = free_port(), folder / "rendezvous.log"
+        self.endpoint = f"127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.support.nodes", "giblet.launch"])
+        self.process = context.Process(target=_rendezvous, args=(self.port, str(self.log)))
+        self.process.start()
+
+    def kill(self, number: int = signal.SIGKILL) -> int | None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+        self.process.join(DEADLINE_SECONDS)
+        return self.process.exitcode
+
+
+def _children(pid: int | None) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in found.stdout.split()]
+
+
+def _to(log: str) -> None:
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for number in (1, 2):
+        os.dup2(stream, number)
+
+
+def _node(config: dict[str, Any], dataset: str, log: str, environment: dict[str, str]) -> None:
+    from giblet.launch import launch, read_settings
+    from giblet.telemetry import logs
+
+    _to(log)
+    os.environ.update(environment)
+    loaded = load_config_data(config)
+    logs.configure(run=loaded.run.name)
+    settings = read_settings({}, os.environ, run=loaded.run.name)
+    sys.exit(launch(loaded, settings, dataset_path=Path(dataset)).exit_code)
+
+
+def _rendezvous(port: int, log: str) -> None:
+    from giblet.launch import serve_rendezvous
+    from giblet.telemetry import logs
+
+    _to(log)
+    logs.configure()
+    sys.exit(serve_rendezvous(port))
