@@ -18,6 +18,7 @@ from giblet.telemetry import logs
 
 if TYPE_CHECKING:
     from giblet.config import GibletConfig
+    from giblet.launch.ending import Ending
     from giblet.telemetry.metrics import Metrics
     from giblet.verify.gate import GateResult
 
@@ -49,7 +50,10 @@ def _add_gate(verbs: Verbs) -> None:
 
 
 def _gate(options: argparse.Namespace) -> int:
+    import logging
+
     from giblet.config import load_config
+    from giblet.launch.ending import Ending, of_error
     from giblet.telemetry.metrics import Metrics
 
     path = options.config or (Path(found) if (found := os.environ.get("GIBLET_CONFIG")) else None)
@@ -72,14 +76,26 @@ def _gate(options: argparse.Namespace) -> int:
             result = _watch(config, job, namespace, metrics)
     except GibletError as error:
         log.error("no verdict", exit_code=error.exit_code, error=error.message)
+        _last_words(of_error(error), config)
         raise
-    except Exception:  # exit code 1 would read as UNSAFE
-        import logging
-
+    except Exception as error:  # exit code 1 would read as UNSAFE
         logging.getLogger("giblet").exception("the gate broke down; there is no verdict")
+        _last_words(Ending("crashed", EXIT_CRASHED, f"{type(error).__name__}: {error}"), config)
         return EXIT_CRASHED
-    print_result(options, _row(result), f"{result.report.verdict}: step {result.ref.step} of run {result.ref.run}")
+    said = f"{result.report.verdict}: step {result.ref.step} of run {result.ref.run}"
+    _last_words(
+        Ending("rejected" if result.exit_code else "accepted", result.exit_code, said, step=result.ref.step), config
+    )
+    print_result(options, _row(result), said)
     return result.exit_code
+
+
+def _last_words(ending: Ending, config: GibletConfig) -> None:
+    """The container's termination message."""
+    from giblet.launch.ending import write_termination
+    from giblet.launch.settings import termination_log
+
+    write_termination(termination_log(os.environ), ending, run=config.run.name)
 
 
 def _watch(config: GibletConfig, job: str, namespace: str, metrics: Metrics) -> GateResult:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from giblet.commands.common import Verbs, config_arguments, say
 
+SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
+
 
 def add(verbs: Verbs) -> None:
     """Add these verbs to the command line."""
@@ -35,7 +37,8 @@ def _preflight(options: argparse.Namespace) -> int:
     path = options.config or (Path(found) if (found := os.environ.get("GIBLET_CONFIG")) else None)
     config = load_config(path, options.overrides)
     namespace = os.environ.get("GIBLET_NAMESPACE", "")
-    may = kubernetes_may(namespace) if namespace else None
+    known = os.environ.get("KUBECONFIG") or SERVICE_ACCOUNT_TOKEN.exists()
+    may = kubernetes_may(namespace) if namespace and known else None
     findings: list[Finding] = []
     with embedded_if_asked(config.checkpoint):
         for finding in preflight(config, gpus=options.gpus, may=may, job=os.environ.get("GIBLET_JOB", "")):

@@ -239,7 +239,7 @@ def _dataset_bytes(config: GibletConfig) -> int | None:
 
 def _allowed(permission: Permission, may: Callable[[Permission], bool] | None) -> str:
     if may is None:
-        raise _Skip("not in a cluster")
+        raise _Skip("not in a cluster, or without a service account's token")
     what = f"{permission.verb} {permission.resource}{f' {permission.name}' if permission.name else ''}"
     if not may(permission):
         raise ConfigError(

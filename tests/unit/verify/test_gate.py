@@ -9,16 +9,16 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from giblet.checkpoint.layout import CheckpointRef, end_key, start_key
+from giblet.checkpoint.layout import CheckpointRef
 from giblet.checkpoint.resume import verified_ref
-from giblet.config.schema import GibletConfig
 from giblet.errors import CheckpointError, ConfigError, DeadlineError, StorageUnavailableError
 from giblet.storage import MemoryStorage
 from giblet.telemetry.metrics import Metrics
 from giblet.verify import verify
 from giblet.verify.gate import Gate, GateResult
 from giblet.verify.jobs import Job, JobsDeniedError, JobsUnavailableError, MemoryJobs
-from giblet.verify.report import Check, Report
+from giblet.verify.report import Report
+from tests.support.gate import commit_word, judged_by_its_word, record_start
 from tests.support.weights import small_config, trained_tensors, training_state, write_checkpoint
 
 BASE = small_config()
@@ -43,20 +43,6 @@ class ScriptedClock:
         assert self.time < 100_000, "waits for ever"
 
 
-def judged_by_its_word(url: str, *, storage: MemoryStorage, config: GibletConfig, restore: bool) -> Report:
-    """Stands for `verify` where the judgement itself is not what is tested."""
-    prefix = url.removeprefix(f"{storage.url}/") + "/"
-    if storage.head(f"{prefix}MANIFEST.json") is None:
-        raise CheckpointError(f"{url}: there is no manifest")
-    try:
-        word = storage.get(f"{prefix}rank-00000.safetensors")
-    except KeyError:
-        word = b"missing"
-    check = Check("finite", "passed" if word == b"good" else "failed", f"its word is {word.decode()}")
-    step = int(prefix.split("/")[3].removeprefix("step-"))
-    return Report(url, "giblet", step, (check,), {}, {}, {}, len(word), 0.1, judged_unix_seconds=1e9 + step)
-
-
 @dataclass
 class World:
     storage: MemoryStorage = field(default_factory=MemoryStorage)
@@ -71,11 +57,7 @@ class World:
         return Gate(config, self.storage, self.jobs, self.metrics, clock=ScriptedClock(self.at), judge=self.judge).run()
 
     def commit(self, step: int, *, bad: bool = False) -> CheckpointRef:
-        """A checkpoint of one word, for `judged_by_its_word`."""
-        ref = CheckpointRef(step, "00001-00001-aaaa", "movie")
-        self.storage.put(f"{ref.prefix}rank-00000.safetensors", b"bad" if bad else b"good")
-        self.storage.put(ref.manifest_key, b"{}")
-        return ref
+        return commit_word(self.storage, step, bad=bad)
 
     def real_commit(self, step: int, *, bad: bool = False) -> CheckpointRef:
         tensors = trained_tensors(BASE, step)
@@ -87,10 +69,7 @@ class World:
         self.jobs.job = job
 
     def start(self, number: int = 1, *, exit_code: int | None = None) -> None:
-        self.storage.put(start_key("movie", number), b"{}")
-        if exit_code is not None:
-            end = {"cause": "done" if exit_code == 0 else "crashed", "exit_code": exit_code, "step": 8}
-            self.storage.put(end_key("movie", number), json.dumps(end).encode())
+        record_start(self.storage, number, exit_code=exit_code)
 
     def report(self, ref: CheckpointRef) -> dict[str, object] | None:
         return json.loads(self.storage.get(ref.report_key)) if self.storage.head(ref.report_key) else None
