@@ -115,7 +115,7 @@ def termination_log(environment: Mapping[str, str]) -> Path | None:
 
 def grace_warnings(settings: LaunchSettings, *, margin_seconds: float) -> list[str]:
     """Why the time that Kubernetes gives after SIGTERM is too short; empty if it is enough or unknown."""
-    if settings.grace_seconds is None or settings.grace_seconds > settings.shutdown_seconds + margin_seconds:
+    if settings.grace_seconds is None or settings.grace_seconds >= settings.shutdown_seconds + margin_seconds:
         return []
     return [
         f"terminationGracePeriodSeconds {settings.grace_seconds:g} leaves less than {margin_seconds:g} s after "
