@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 PROD = "configs/prod.yaml"
 ELASTIC = "configs/elastic.yaml"
 CPU = "configs/cpu-smoke.yaml"
+PRODUCTION = {"config__run__name": "production", "config__training__sharding": "fsdp"}
 
 
 # ---------------------------------------------------------------------------------- one node, eight processes
@@ -29,7 +30,7 @@ CPU = "configs/cpu-smoke.yaml"
 @pytest.fixture(scope="module")
 def production(lab: Lab) -> Iterator[str]:
     """The production release, small, from `helm install` to its verdict."""
-    with lab.release("giblet-prod", PROD, config__run__name="production") as job:
+    with lab.release("giblet-prod", PROD, **PRODUCTION) as job:
         until(lambda: lab.conditions(job) & {"Succeeded", "Failed"}, "the PyTorchJob ends")
         until(lambda: lab.verdict(job) is not None, "the verifier says its verdict")
         yield job
@@ -97,12 +98,10 @@ def test_helm_test_tries_bucket_names_and_permissions(lab: Lab, production: str)
 
 
 def test_an_upgrade_that_pods_would_not_follow_is_refused(lab: Lab, production: str) -> None:
-    changed = lab.upgrade(
-        "giblet-prod", PROD, check=False, config__run__name="production", config__training__learning_rate="0.5"
-    )
+    changed = lab.upgrade("giblet-prod", PROD, check=False, **PRODUCTION, config__training__learning_rate="0.5")
     assert changed.returncode != 0
     assert "upgrade.allow" in changed.stderr
-    same = lab.upgrade("giblet-prod", PROD, config__run__name="production")
+    same = lab.upgrade("giblet-prod", PROD, **PRODUCTION)
     assert same.returncode == 0
     lab.helm("rollback", "giblet-prod", "1")
     assert "Succeeded" in lab.conditions(production), "an upgrade and a rollback to the same left the job alone"
@@ -112,8 +111,8 @@ def test_an_upgrade_that_pods_would_not_follow_is_refused(lab: Lab, production: 
 
 
 def test_an_elastic_run_grows_by_a_values_change_loses_a_pod_and_ends_verified(lab: Lab) -> None:
-    sizes = {"config__run__name": "elastic", "config__training__epochs": 60}
-    with lab.release("giblet-elastic", ELASTIC, workers__replicas=1, workers__min=1, workers__max=2, **sizes) as job:
+    values = {"workers__max": 2, "config__run__name": "elastic", "config__training__epochs": 60}
+    with lab.release("giblet-elastic", PROD, ELASTIC, workers__replicas=1, **values) as job:
 
         def world_sizes() -> list[int]:
             keys = sorted(info.key for info in lab.storage.list("runs/elastic/starts/"))
@@ -122,7 +121,7 @@ def test_an_elastic_run_grows_by_a_values_change_loses_a_pod_and_ends_verified(l
 
         until(lambda: lab.committed_steps("elastic"), "a first checkpoint of one worker")
         assert world_sizes() == [1]
-        lab.upgrade("giblet-elastic", ELASTIC, workers__replicas=2, workers__min=1, workers__max=2, **sizes)
+        lab.upgrade("giblet-elastic", PROD, ELASTIC, workers__replicas=2, **values)
         until(lambda: 2 in world_sizes(), "a second worker joins")
         before = max(lab.committed_steps("elastic"))
         until(lambda: max(lab.committed_steps("elastic")) > before, "a checkpoint of two workers")

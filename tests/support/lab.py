@@ -18,6 +18,7 @@ from typing import Any
 from giblet.checkpoint import list_checkpoints
 from giblet.config.schema import CheckpointConfig
 from giblet.storage import Storage, open_storage
+from tests.support.chart import tool
 from tests.support.cluster import REPOSITORY, TestCluster
 
 NAMESPACE = "giblet"
@@ -42,7 +43,14 @@ class Lab:
 
     def helm(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Helm on this cluster, from the repository's root."""
-        command = ["helm", "--kubeconfig", str(self.cluster.state / "kubeconfig"), "--namespace", NAMESPACE, *words]
+        command = [
+            str(tool("helm")),
+            "--kubeconfig",
+            str(self.cluster.state / "kubeconfig"),
+            "--namespace",
+            NAMESPACE,
+            *words,
+        ]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         assert not check or done.returncode == 0, done.stderr
         return done
