@@ -15,9 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from giblet.training.loop import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/demo.yaml"
@@ -99,17 +102,17 @@ def bench_prepare(folder: Path, bids: Path, options: argparse.Namespace) -> list
     return [*rows, row("peak memory, film 2 x as long", memory, goal="flat: 1", note=f"{peak:.0f} MiB")]
 
 
+STEPS = 10
+"""Optimizer steps of one side of a round."""
+
+
 def bench_loop(folder: Path, bids: Path, rounds: int) -> list[dict[str, Any]]:
     """Steps of giblet's loop beside a bare PyTorch loop of the same model and batches, in this process, in turn."""
-    import torch
-
     from giblet.config import load_config
-    from giblet.data.hrf import hrf_kernel
     from giblet.data.prepare import prepare
-    from giblet.models import Dimensions, build_model
-    from giblet.models.losses import scaled_video
     from giblet.telemetry import logs
     from giblet.telemetry.metrics import Metrics
+    from giblet.training.heartbeat import Heartbeat
     from giblet.training.loop import Trainer
     from giblet.training.parallel import join_world
     from giblet.training.signals import StopFlag
@@ -118,38 +121,15 @@ def bench_loop(folder: Path, bids: Path, rounds: int) -> list[dict[str, Any]]:
     overrides = ["training.processes=1", f"data.bids={bids}", f"data.cache_dir={folder / 'loop'}"]
     config = load_config(CONFIG, [*overrides, "training.epochs=10000", "training.global_batch_samples=2"])
     dataset = prepare(config.data)
-    steps = 10
     with StopFlag() as stop, join_world(config) as world:
-        trainer = Trainer(config, dataset, world, Metrics("bench"), stop)
-        model = build_model(
-            config,
-            Dimensions.of(dataset.manifest.dimensions),
-            hrf_kernel=hrf_kernel(config, dataset.manifest.tr_seconds),
-        )
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        batches = [trainer.samples.build(trainer.order.step_indices(step)[0]) for step in range(2)]
-        losses = trainer.train_step._losses
-
-        def bare() -> float:
-            began = time.perf_counter()
-            for index in range(steps):
-                batch = batches[index % len(batches)]
-                outputs = model(
-                    scaled_video(batch.video), batch.audio, batch.text,
-                    trs=batch.trs, row_mask=batch.row_mask, decode_mask=batch.target_mask,
-                )  # fmt: skip
-                losses.total(losses.terms(outputs, batch)).backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-            return time.perf_counter() - began
-
+        trainer = Trainer(config, dataset, world, Metrics("bench"), stop, Heartbeat())
+        bare = bare_loop(trainer)
         waits: list[float] = []
         with trainer.stream() as stream:
 
             def ours() -> float:
                 began = time.perf_counter()
-                for _ in range(steps):
+                for _ in range(STEPS):
                     trainer.step(stream)
                     waits.append(stream.wait_seconds)
                 return time.perf_counter() - began
@@ -160,12 +140,44 @@ def bench_loop(folder: Path, bids: Path, rounds: int) -> list[dict[str, Any]]:
         began = time.perf_counter()
         trainer.validation(trainer.parallel)
         validation = (time.perf_counter() - began) / max(len(trainer.validation), 1)
-    step = statistics.median(time_ours for _, time_ours in pairs) / steps
+    step = statistics.median(time_ours for _, time_ours in pairs) / STEPS
     return [
         row("loop speed / bare PyTorch", [b / o for b, o in pairs], goal=">= 0.95", note=f"{step * 1e3:.0f} ms a step"),
         row("data wait / step", [sum(waits) / sum(o for _, o in pairs)], goal="<= 0.02"),
         row("validation of a sample / training on one", [validation / (step / 2)]),
     ]
+
+
+def bare_loop(trainer: Trainer) -> Callable[[], float]:
+    """The trainer's model, losses and batches as a few lines of PyTorch have them; returns seconds of `STEPS` steps."""
+    import torch
+
+    from giblet.data.hrf import hrf_kernel
+    from giblet.models import Dimensions, build_model
+    from giblet.models.losses import scaled_video
+
+    manifest = trainer.dataset.manifest
+    kernel = hrf_kernel(trainer.config, manifest.tr_seconds)
+    model = build_model(trainer.config, Dimensions.of(manifest.dimensions), hrf_kernel=kernel)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    batches = [trainer.samples.build(trainer.order.step_indices(step)[0]) for step in range(2)]
+    losses = trainer.train_step.losses
+
+    def bare() -> float:
+        began = time.perf_counter()
+        for index in range(STEPS):
+            batch = batches[index % len(batches)]
+            outputs = model(
+                scaled_video(batch.video), batch.audio, batch.text,
+                trs=batch.trs, row_mask=batch.row_mask, decode_mask=batch.target_mask,
+            )  # fmt: skip
+            losses.total(losses.terms(outputs, batch)).backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        return time.perf_counter() - began
+
+    return bare
 
 
 def row(name: str, ratios: Sequence[float], *, goal: str = "", note: str = "") -> dict[str, Any]:

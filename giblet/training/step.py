@@ -47,7 +47,7 @@ class TrainStep:
         world: World,
         total_steps: int,
     ) -> None:
-        self._parallel, self._optimizer, self._losses, self._world = parallel, optimizer, losses, world
+        self._parallel, self._optimizer, self.losses, self._world = parallel, optimizer, losses, world
         self._settings, self._seed, self._total_steps = config.training, config.run.seed, total_steps
         self._bf16 = config.training.precision == "bf16"
         micro_batches = config.training.global_batch_samples // config.training.micro_batch_samples
@@ -61,7 +61,7 @@ class TrainStep:
         finite.
         """
         self._parallel.module.train()
-        counts = torch.stack([self._losses.counts(batch) for batch in batches]).sum(dim=0).to(self._world.device)
+        counts = torch.stack([self.losses.counts(batch) for batch in batches]).sum(dim=0).to(self._world.device)
         self._world.sum(counts)
         terms = self._backward(step, batches, counts)
         shared = torch.cat((terms, terms.new_tensor([float(stop_requested)]), self._statistics.slots.flatten()))
@@ -71,7 +71,7 @@ class TrainStep:
         # The only place where the host waits for the device.
         *values, stop, norm_value = torch.cat((shared[: len(TERMS) + 1], norm.reshape(1))).tolist()
         named = dict(zip(TERMS, values, strict=True))
-        named["loss"] = sum(self._losses.weights[name] * named[name] for name in TERMS)
+        named["loss"] = sum(self.losses.weights[name] * named[name] for name in TERMS)
         self._check_finite(step, named["loss"], norm_value)
         rate = self._update(step, norm_value)
         return StepResult(named, norm_value, rate, int(counts[TERMS.index("audio")].item()), stop > 0)
@@ -84,9 +84,9 @@ class TrainStep:
             _seed_dropout(self._seed, step, index)
             last = position == len(batches) - 1
             with self._parallel.accumulate(last), self._statistics.micro_batch(index):
-                terms = forward_pass(self._parallel, batch, self._losses, counts, self._bf16).terms
+                terms = forward_pass(self._parallel, batch, self.losses, counts, self._bf16).terms
                 # DDP and FSDP take the mean over ranks; the counts are of all ranks, so the sum is meant.
-                (self._losses.total(terms) * self._world.size).backward()  # type: ignore[no-untyped-call]
+                (self.losses.total(terms) * self._world.size).backward()  # type: ignore[no-untyped-call]
             total += torch.stack([terms[name].detach() for name in TERMS])
         return total
 

@@ -22,6 +22,7 @@ from tests.support.prepared import make_prepared
 from tests.support.training import small_config
 from tests.support.witnessed_training import digest
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 EPOCHS = 8
 ROOT = Path(__file__).parents[2]
 
