@@ -18,8 +18,9 @@ def _add_config(verbs: Verbs) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     check = actions.add_parser("check", help="say everything that is wrong with a file, all at once")
     show = actions.add_parser("show", help="print the configuration that a run would use, defaults filled in")
+    check.add_argument("files", type=Path, nargs="+", metavar="FILE", help="values file, and overlays as for helm -f")
+    show.add_argument("file", type=Path, help="values file or bare configuration")
     for action in (check, show):
-        action.add_argument("file", type=Path, help="values file or bare configuration")
         action.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="override"
         )
@@ -32,12 +33,12 @@ def _add_config(verbs: Verbs) -> None:
 
 
 def _config_check(options: argparse.Namespace) -> int:
-    from giblet.config.check import check_file
+    from giblet.config.check import check_files
 
-    config, notes = check_file(options.file, options.overrides)
+    config, notes = check_files(options.files, options.overrides)
     for note in notes:
         say(f"note: {note}")
-    say(f"{options.file}: good (run {config.run.name})")
+    say(f"{' + '.join(map(str, options.files))}: good (run {config.run.name})")
     return 0
 
 

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from giblet.config.load import apply_override, copy_tree, load_config, read_tree, validate_tree
+from giblet.config.load import apply_override, copy_tree, load_config_data, read_tree, validate_tree
 from giblet.config.schema import AUDIO_FRAMES_PER_SECOND, GibletConfig
 from giblet.config.values import Values
 from giblet.errors import ConfigError
@@ -49,32 +49,79 @@ def notes(config: GibletConfig) -> list[str]:
 
 
 def check_file(path: str | Path, overrides: Iterable[str] = ()) -> tuple[GibletConfig, list[str]]:
-    """Check a values file or bare configuration whole; returns it with its notes.
+    """Check a values file or bare configuration whole; returns it with its notes. See `check_files`."""
+    return check_files([path], overrides)
+
+
+def check_files(paths: Sequence[str | Path], overrides: Iterable[str] = ()) -> tuple[GibletConfig, list[str]]:
+    """Check a values file with overlays over it, in Helm's order: a later one wins, and its null takes a key away.
 
     Raises `ConfigError` with all faults of both readers (Helm's keys and the trainer's) at once.
     """
-    tree = read_tree(Path(path))
-    if "config" not in tree:
-        config = load_config(path, overrides)
+    tree: dict[str, Any] = {}
+    for path in paths:
+        tree = overlaid(tree, read_tree(Path(path)))
+    source = " + ".join(map(str, paths))
+    if not _is_values(tree):
+        config = load_config_data(tree, overrides, source=source)
         faults = world_size_faults(config, config.training.processes)
-    else:
-        values = _load_values(tree, overrides, str(path))
-        config = values.config
-        faults = [
-            fault
-            for workers in sorted({values.workers.min, values.workers.replicas, values.workers.max})
-            for fault in world_size_faults(config, workers * values.workers.processes)
-        ]
+        return _judged(config, faults, notes(config), source)
+    values = _load_values(tree, overrides, source)
+    config, workers = values.config, values.workers
+    faults = [
+        fault
+        for count in sorted({workers.min, workers.replicas, workers.max})
+        for fault in world_size_faults(config, count * workers.processes)
+    ]
+    return _judged(config, faults, [*notes(config), *elastic_notes(values)], source)
+
+
+def elastic_notes(values: Values) -> list[str]:
+    """Numbers of workers that an elastic run can come to, and cannot train with."""
+    workers, config = values.workers, values.config
+    odd = [
+        str(count)
+        for count in range(workers.min + 1, workers.max)
+        if count != workers.replicas and world_size_faults(config, count * workers.processes)
+    ]
+    if not odd:
+        return []
+    return [
+        f"between workers.min {workers.min} and workers.max {workers.max}, {' and '.join(odd)} workers cannot share "
+        f"the micro-batches of training.global_batch_samples {config.training.global_batch_samples} evenly"
+    ]
+
+
+def overlaid(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `overlay` over it, as Helm merges values: mappings by key, all else replaced, null taken away."""
+    merged = copy_tree(base)
+    for key, value in overlay.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            merged[key] = overlaid(below, value)
+        elif value is None and key in merged:
+            del merged[key]
+        else:
+            merged[key] = value
+    return merged
+
+
+def _is_values(tree: Mapping[str, Any]) -> bool:
+    ours = {field.alias or name for name, field in Values.model_fields.items()} - set(GibletConfig.model_fields)
+    return bool(ours & set(tree))
+
+
+def _judged(config: GibletConfig, faults: list[str], remarks: list[str], source: str) -> tuple[GibletConfig, list[str]]:
     if faults:
         raise ConfigError(
-            f"{path}: the configuration does not fit its machines\n" + "\n".join(f"  - {f}" for f in faults)
+            f"{source}: the configuration does not fit its machines\n" + "\n".join(f"  - {f}" for f in faults)
         )
-    return config, notes(config)
+    return config, remarks
 
 
 def _load_values(tree: dict[str, Any], overrides: Iterable[str], source: str) -> Values:
     tree = copy_tree(tree)
-    tree["config"] = tree["config"] or {}
+    tree["config"] = tree.get("config") or {}
     for override in overrides:
         apply_override(tree["config"], override)
     return validate_tree(Values, tree, source)

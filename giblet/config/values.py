@@ -23,6 +23,17 @@ Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|G
 Seconds = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 GPU_RESOURCE = "nvidia.com/gpu"
+LAST_WORDS_SECONDS = 20
+"""After the last save a worker still keeps its log and the cause of its end (`giblet.launch`)."""
+
+
+NOT_WITH_EXIT_CODE = {
+    "ttlSecondsAfterFinished": "refused: workers.ttlSecondsAfterFinished with restartPolicy ExitCode: the operator "
+    "records no completion time for a job that fails by its exit code, and then stumbles over the TTL; unset it, or "
+    "choose OnFailure",
+    "backoffLimit": "refused: workers.backoffLimit with restartPolicy ExitCode, under which the operator never counts "
+    "up to it; unset it: workers.maxRestarts is the budget",
+}
 
 
 class Refused:
@@ -64,6 +75,13 @@ class ImageValues(HelmSection):
 class WorkersValues(HelmSection):
     """The elastic workers of the PyTorchJob."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"restartPolicy": {"const": "ExitCode"}}},
+            "then": {"properties": {key: {"enum": [None, why]} for key, why in NOT_WITH_EXIT_CODE.items()}},
+        }
+    )
+
     replicas: Count = Field(
         1, description="Workers wanted now. The only key that may change under a running job: it scales it."
     )
@@ -90,7 +108,7 @@ class WorkersValues(HelmSection):
         420, description="So long the ranks have to save and end (TORCH_ELASTIC_SHUTDOWN_TIMEOUT); above `saveSeconds`."
     )
     termination_grace_period_seconds: Seconds = Field(
-        480, description="Then the kubelet kills the pod; above `shutdownTimeoutSeconds`."
+        480, description="Then the kubelet kills the pod; at least 20 more than `shutdownTimeoutSeconds`."
     )
     shared_memory: Quantity = Field(
         "1Gi", description="Size of /dev/shm (NCCL's rings). It is memory, and counts in the memory limit."
@@ -138,28 +156,23 @@ class WorkersValues(HelmSection):
                 f"workers.processesPerWorker {self.processes_per_worker} is above workers.gpusPerWorker "
                 f"{self.gpus_per_worker}: each process needs a GPU of its own; lower the one or raise the other"
             )
-        if self.restart_policy == "ExitCode" and self.ttl_seconds_after_finished is not None:
-            found.append(
-                "workers.ttlSecondsAfterFinished is set and workers.restartPolicy is ExitCode: the operator records no "
-                "completion time for a job that fails by its exit code, and then stumbles over the TTL; unset "
-                "ttlSecondsAfterFinished, or choose OnFailure"
-            )
-        if self.restart_policy == "ExitCode" and self.backoff_limit is not None:
-            found.append(
-                "workers.backoffLimit is set and workers.restartPolicy is ExitCode, under which the operator never "
-                "counts up to it; unset backoffLimit: workers.maxRestarts is the budget"
-            )
+        if self.restart_policy == "ExitCode":
+            keys = {"ttlSecondsAfterFinished": self.ttl_seconds_after_finished, "backoffLimit": self.backoff_limit}
+            found += [NOT_WITH_EXIT_CODE[key] for key, value in keys.items() if value is not None]
         if (self.backoff_limit or 1000) <= self.max_restarts:
             found.append(
                 f"workers.backoffLimit {self.backoff_limit or 1000} is not above workers.maxRestarts "
                 f"{self.max_restarts}: the operator would end the job before its own budget does; raise backoffLimit"
             )
-        if not self.save_seconds < self.shutdown_timeout_seconds < self.termination_grace_period_seconds:
+        if not (
+            self.save_seconds < self.shutdown_timeout_seconds
+            and self.shutdown_timeout_seconds + LAST_WORDS_SECONDS <= self.termination_grace_period_seconds
+        ):
             found.append(
                 f"workers.saveSeconds {self.save_seconds} < workers.shutdownTimeoutSeconds "
-                f"{self.shutdown_timeout_seconds} < workers.terminationGracePeriodSeconds "
-                f"{self.termination_grace_period_seconds} does not hold: a worker that is told to stop would be killed "
-                "in the middle of its last save; raise the later ones"
+                f"{self.shutdown_timeout_seconds}, and {LAST_WORDS_SECONDS} more <= "
+                f"workers.terminationGracePeriodSeconds {self.termination_grace_period_seconds}, does not hold: a "
+                "worker that is told to stop would be killed in the middle of its last save; raise the later ones"
             )
         return found
 
@@ -215,8 +228,8 @@ class DataValues(HelmSection):
     mount_path: Annotated[str, Field(pattern=r"^/")] = Field("/data", description="Where it is mounted.")
     prepare: Literal["init", "hook", "none"] = Field(
         "init",
-        description="`init`: an init container of each worker prepares or fetches the data; `hook`: a Job without GPUs "
-        "prepares and publishes it to S3 before the workers exist; `none`: the trainer does on its own.",
+        description="`init`: an init container of each worker prepares the data, or fetches what another published; "
+        "`hook`: a Job without GPUs does before the workers exist; `none`: the launcher does, in the worker itself.",
     )
     resources: KubernetesObject = Field({}, description="Requests and limits of preparing. {}: the worker's, no GPUs.")
     hook_deadline_seconds: Seconds = Field(86400, description="The hook fails after this.")
@@ -348,7 +361,7 @@ class TestValues(HelmSection):
     """`helm test`."""
 
     enabled: bool = Field(True, description="Have a test pod.")
-    gpu: bool = Field(False, description="It asks for one GPU and fails if it sees none.")
+    gpus: Annotated[int, Field(ge=0)] = Field(0, description="So many GPUs it asks for, and fails if it sees fewer.")
     resources: KubernetesObject = Field({}, description="Its requests and limits.")
 
 

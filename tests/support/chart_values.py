@@ -88,7 +88,7 @@ SCENARIOS: dict[str, Object] = {
     "metrics with labels": {
         "monitoring": {"labels": {"release": "kube-prometheus-stack"}, "podMonitor": {"interval": "15s"}}
     },
-    "a test that wants a GPU": {"test": {"gpu": True}},
+    "a test that wants a GPU": {"test": {"gpus": 1}},
     "an image by digest": {"image": {"digest": f"sha256:{'0' * 64}"}},
     "memory that is limited": {"resources": {"limits": {"memory": "64Gi", "cpu": "16"}, "requests": {"cpu": "8"}}},
     "a large number": {"workers": {"maxRestarts": 999}, "config": {"training": {"max_steps": 123456789}}},

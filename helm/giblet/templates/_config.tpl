@@ -8,7 +8,10 @@
 {{- $config := deepCopy .Values.config -}}
 {{- $_ := set $config "run" (merge (dict "name" (include "giblet.runName" .)) ($config.run | default dict)) -}}
 {{- $data := $config.data | default dict -}}
-{{- $_ := set $config "data" (merge $data (dict "cache_dir" "/cache/datasets")) -}}
+{{- if not (hasPrefix "/cache/" (toString $data.cache_dir)) -}}
+{{- $_ := set $data "cache_dir" "/cache/datasets" -}}
+{{- end -}}
+{{- $_ := set $config "data" $data -}}
 {{- if or .Values.s3.ca.secret .Values.s3.ca.configMap -}}
 {{- $_ := set $config "checkpoint" (merge ($config.checkpoint | default dict) (dict "ca_file" (include "giblet.caFile" .))) -}}
 {{- end -}}

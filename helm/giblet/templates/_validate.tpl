@@ -19,24 +19,17 @@ image.repository is empty, and no image is published: build and push yours (dock
 
 {{- define "giblet.workerFaults" -}}
 {{- with .Values.workers -}}
-{{- $exitCode := eq .restartPolicy "ExitCode" -}}
 {{- if not (and (le (int .min) (int .replicas)) (le (int .replicas) (int .max))) }}
 workers.min {{ .min }} <= workers.replicas {{ .replicas }} <= workers.max {{ .max }} does not hold; put them in order
 {{- end }}
 {{- if and (gt (int .gpusPerWorker) 0) (gt (int .processesPerWorker) (int .gpusPerWorker)) }}
 workers.processesPerWorker {{ .processesPerWorker }} is above workers.gpusPerWorker {{ .gpusPerWorker }}: each process needs a GPU of its own; lower the one or raise the other
 {{- end }}
-{{- if and $exitCode (not (kindIs "invalid" .ttlSecondsAfterFinished)) }}
-workers.ttlSecondsAfterFinished is set and workers.restartPolicy is ExitCode: the operator records no completion time for a job that fails by its exit code, and then stumbles over the TTL; unset ttlSecondsAfterFinished, or choose OnFailure
-{{- end }}
-{{- if and $exitCode (not (kindIs "invalid" .backoffLimit)) }}
-workers.backoffLimit is set and workers.restartPolicy is ExitCode, under which the operator never counts up to it; unset backoffLimit: workers.maxRestarts is the budget
-{{- end }}
 {{- if le (.backoffLimit | default 1000 | int) (int .maxRestarts) }}
 workers.backoffLimit {{ .backoffLimit | default 1000 }} is not above workers.maxRestarts {{ .maxRestarts }}: the operator would end the job before its own budget does; raise backoffLimit
 {{- end }}
-{{- if not (and (lt (int .saveSeconds) (int .shutdownTimeoutSeconds)) (lt (int .shutdownTimeoutSeconds) (int .terminationGracePeriodSeconds))) }}
-workers.saveSeconds {{ .saveSeconds }} < workers.shutdownTimeoutSeconds {{ .shutdownTimeoutSeconds }} < workers.terminationGracePeriodSeconds {{ .terminationGracePeriodSeconds }} does not hold: a worker that is told to stop would be killed in the middle of its last save; raise the later ones
+{{- if not (and (lt (int .saveSeconds) (int .shutdownTimeoutSeconds)) (le (add .shutdownTimeoutSeconds 20) (int64 .terminationGracePeriodSeconds))) }}
+workers.saveSeconds {{ .saveSeconds }} < workers.shutdownTimeoutSeconds {{ .shutdownTimeoutSeconds }}, and 20 more <= workers.terminationGracePeriodSeconds {{ .terminationGracePeriodSeconds }}, does not hold: a worker that is told to stop would be killed in the middle of its last save; raise the later ones
 {{- end }}
 {{- end }}
 {{- end -}}
@@ -100,9 +93,6 @@ config.data.bids and config.data.prepared are both unset, so there is nothing to
 config.data.{{ $key }} is {{ $path }}, where the pods have no volume; set data.existingClaim and put the path under data.mountPath ({{ $.Values.data.mountPath }})
 {{- end }}
 {{- end }}
-{{- end }}
-{{- if and (eq .Values.data.prepare "hook") (not $bids) }}
-data.prepare is hook and config.data.bids is unset, so that the hook has nothing to prepare; set data.prepare to init
 {{- end }}
 {{- end -}}
 

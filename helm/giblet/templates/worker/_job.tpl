@@ -10,6 +10,7 @@ elasticPolicy:
   {{- if include "giblet.rendezvousPod" . }}
   rdzvHost: {{ include "giblet.fullname" . }}-rendezvous
   rdzvPort: {{ int .Values.rendezvous.port }}
+  rdzvConf: [{key: is_host, value: "0"}]
   {{- end }}
 runPolicy:
   cleanPodPolicy: Running

@@ -26,18 +26,18 @@ spec:
   topologySpreadConstraints:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- if or .Values.extraInitContainers (eq .Values.data.prepare "init") }}
+  {{- if or .Values.extraInitContainers (ne .Values.data.prepare "none") }}
   initContainers:
     {{- with .Values.extraInitContainers }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
-    {{- if eq .Values.data.prepare "init" }}
+    {{- if ne .Values.data.prepare "none" }}
     - name: prepare
       {{- include "giblet.container" . | nindent 6 }}
       # To the operator every failure of an init container looks retryable. The worker itself comes to the same end,
       # with the exit code that says whether a retry makes sense.
       command: [sh, -c]
-      args: ["giblet prepare || echo \"prepare ended with $?; giblet launch decides what follows\" >&2"]
+      args: ["giblet prepare --publish || echo \"prepare ended with $?; giblet launch decides what follows\" >&2"]
       resources:
         {{- include "giblet.prepareResources" . | nindent 8 }}
       volumeMounts:
@@ -50,6 +50,7 @@ spec:
   containers:
     - name: pytorch
       {{- include "giblet.container" . | nindent 6 }}
+        - {name: GIBLET_GRACE_SECONDS, value: {{ .Values.workers.terminationGracePeriodSeconds | int | quote }}}
         - {name: TORCH_ELASTIC_SHUTDOWN_TIMEOUT, value: {{ .Values.workers.shutdownTimeoutSeconds | int | quote }}}
       command: [giblet]
       args: [launch]
