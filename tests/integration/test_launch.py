@@ -89,20 +89,16 @@ def test_a_killed_rank_is_replaced_in_place_and_loses_only_what_was_not_saved(no
     assert json.loads(newest.read_text())["step"] == told["2.end.json"]["step"] == one.last_words()["step"]
 
 
-@pytest.mark.parametrize("fault", ["stopped", "endless"])
-def test_a_rank_that_hangs_ends_with_130_and_the_stacks_of_all(node, tmp_path, fault):
-    one = node("one", config(tmp_path, processes=2, telemetry={"hang_seconds": 8.0}), GIBLET_TEST_FAULT=fault)
+def test_a_rank_that_hangs_ends_with_130_and_the_stacks_of_all(node, tmp_path):
+    one = node("one", config(tmp_path, processes=2, telemetry={"hang_seconds": 8.0}))
     one.until(lambda: one.step() >= 5)
-    if fault == "stopped":
-        os.kill(one.ranks()[1], signal.SIGSTOP)
-    else:
-        (tmp_path / "fault").touch()
-        os.kill(one.ranks()[1], signal.SIGSTOP)
+    ranks = one.ranks()
+    os.kill(ranks[1], signal.SIGSTOP)
     assert one.exit_code() == 130, one.text()
     text = one.text()
     assert "gave no sign of life" in text
-    assert "in step" in text  # rank 0 stands in a collective: its Python stack is printed all the same
     assert "T (stopped)" in text
+    assert " in step" in text  # rank 0 stands in a collective: its Python stack is printed all the same
     assert one.last_words()["cause"] == "hung"
     assert records(tmp_path)["1.end.json"]["exit_code"] == 130
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in one.ranks())
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in ranks)

@@ -75,6 +75,11 @@ class Node:
         zygotes = _children(self.process.pid)
         return [pid for zygote in zygotes for pid in _children(zygote)]
 
+    def everything(self) -> list[int]:
+        """Process ids of all that it started."""
+        zygotes = _children(self.process.pid)
+        return [*zygotes, *self.ranks()]
+
     def signal(self, number: int) -> None:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
