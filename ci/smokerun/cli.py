@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import secrets
 import signal
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from localcluster.settings import REPOSITORY, Paths
+from localcluster.settings import REPOSITORY
 
 from giblet.errors import GibletError
 from smokerun.cluster import Cluster
@@ -107,9 +106,6 @@ def main() -> NoReturn:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    ours = Paths.from_environment().kubeconfig
-    if not os.environ.get("KUBECONFIG") and not (Path.home() / ".kube/config").exists() and ours.exists():
-        os.environ["KUBECONFIG"] = str(ours)
     sys.exit(Smoke(options).run())
 
 
