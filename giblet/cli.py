@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import giblet
 from giblet.commands import config, data, gate, launch, preflight, runs, training, verify
+from giblet.commands import logs as logs_verb
 from giblet.errors import GibletError, OutOfSpaceError, StoppedError
 from giblet.telemetry import logs
 
@@ -53,6 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"giblet {giblet.__version__}")
     parser.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for module in (data, training, launch, verify, runs, gate, preflight, config):
+    for module in (data, training, launch, verify, runs, logs_verb, gate, preflight, config):
         module.add(verbs)
     return parser

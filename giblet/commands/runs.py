@@ -124,7 +124,7 @@ def _show(options: argparse.Namespace) -> int:
 
     config = _config(options)
     with embedded_if_asked(config.checkpoint):
-        storage, run = _locate(options.run, config)
+        storage, run = locate(options.run, config)
         if options.ledger:
             return _show_ledger(options, storage, run)
         checkpoints = list_checkpoints(storage, run)
@@ -235,7 +235,7 @@ def _prune(options: argparse.Namespace) -> int:
             raise ConfigError(f"--keep-last {options.keep_last}: at least 1 stays", remedy="name 1 or more")
         settings = settings.model_copy(update={"keep_last": options.keep_last})
     with embedded_if_asked(config.checkpoint):
-        storage, run = _locate(options.run, config)
+        storage, run = locate(options.run, config)
         doomed = prunable(storage, run, settings)
         if options.yes:
             for entry in doomed:
@@ -294,7 +294,7 @@ def _config(options: argparse.Namespace) -> GibletConfig:
     return load_config(options.config, options.overrides)
 
 
-def _locate(run: str, config: GibletConfig) -> tuple[Storage, str]:
+def locate(run: str, config: GibletConfig) -> tuple[Storage, str]:
     """The store and the name of a run that is there. Raises `CheckpointError` if it is not."""
     from giblet.checkpoint.layout import split_address
     from giblet.errors import CheckpointError

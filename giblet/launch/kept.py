@@ -1,4 +1,4 @@
-"""Reads back what `giblet.launch.logs` keeps of a run's pods: for `giblet logs`, when the pods are gone or while they run.
+"""Reads back what `giblet.launch.logs` keeps of a run's pods, while they run or when they are gone: for `giblet logs`.
 
 Storage holds whole objects, so following means reading one again and showing what is new in it.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from giblet.checkpoint import layout
-from giblet.checkpoint.runs import read_record
+from giblet.checkpoint.records import read_record
 from giblet.checkpoint.starts import newest_start
 from giblet.errors import EXIT_CRASHED, CheckpointError
 from giblet.storage import Storage
@@ -46,7 +46,7 @@ def list_logs(storage: Storage, run: str, start: int | None = None) -> list[Kept
 
 
 def news(before: bytes, now: bytes) -> bytes:
-    """What `now` has that `before` had not. A log beyond its bound loses its middle: what follows the last known line."""
+    """What `now` has that `before` had not; where a log has lost its middle, what follows the last known line."""
     if now.startswith(before):
         return now[len(before) :]
     at = now.rfind(before[-_OVERLAP_BYTES:])
