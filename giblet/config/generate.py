@@ -39,7 +39,7 @@ def reference_text() -> str:
         f"<!-- {NOTICE} -->",
         "",
         "One YAML file serves Helm and the trainer: Helm's keys stand at the top, the trainer's under `config:`. "
-        "`giblet config check FILE` reads it as both would; `giblet train --config FILE --set config.key=value` "
+        "`giblet config check FILE [OVERLAY …]` reads it as both would; `giblet train --config FILE --set config.key=value` "
         "overrides a key as Helm's `--set` does.",
         "",
         "A key marked ↻ may change between a save and its resume; any other change needs a new `run.name`.",
@@ -84,13 +84,21 @@ def _row(key: str, field: FieldInfo, model: type[BaseModel]) -> str:
     default = json.dumps(schema.get("default"), ensure_ascii=False)
     section = key.split(".")[0]
     resumable = key in RESUME_MAY_CHANGE or f"{section}.*" in RESUME_MAY_CHANGE
-    meaning = (field.description or "").replace("|", "\\|")
+    meaning = (field.description or _refusal(schema)).replace("|", "\\|")
     return f"| `{key}`{' ↻' if resumable else ''} | `{default}` | {_allowed(schema)} | {meaning} |"
+
+
+def _refusal(schema: dict[str, Any]) -> str:
+    """Why a key is there only to be refused; empty for any other."""
+    allowed = schema.get("enum", [])
+    return allowed[1] if len(allowed) == 2 and allowed[0] is None else ""
 
 
 def _allowed(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_allowed(option) for option in schema["anyOf"])
+    if _refusal(schema):
+        return "nothing"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:
