@@ -39,8 +39,8 @@ def reference_text() -> str:
         f"<!-- {NOTICE} -->",
         "",
         "One YAML file serves Helm and the trainer: Helm's keys stand at the top, the trainer's under `config:`. "
-        "`giblet config check FILE [OVERLAY …]` reads it as both would; `giblet train --config FILE --set config.key=value` "
-        "overrides a key as Helm's `--set` does.",
+        "`giblet config check FILE [OVERLAY …]` reads it as both would; `giblet train --config FILE --set key=value` "
+        "overrides a key as Helm's `--set config.key=value` does.",
         "",
         "A key marked ↻ may change between a save and its resume; any other change needs a new `run.name`.",
         "",
