@@ -86,8 +86,10 @@ def _starts(storage: Storage, run: str) -> list[str]:
         end = read_record(storage, keys.end_key(run, number))
         resumed = start.get("resumed_from")
         began = f"resumed from the checkpoint of step {resumed['step']}" if resumed else "began from nothing"
-        how = f"{end['cause']} at step {end['step']}" if end else "ended without a word (killed)"
-        sentences.append(f"Start {number} on {start.get('world_size', '?')} processes {began}; {how}.")
+        silent = "ended without a word (killed)" if number < numbers[-1] else "has left no word of its end"
+        how = f"{end['cause']} at step {end['step']}" if end else silent
+        ranks = start.get("world_size", "?")
+        sentences.append(f"Start {number} on {ranks} process{'es' * (ranks != 1)} {began}; {how}.")
     return sentences
 
 

@@ -188,7 +188,7 @@ def time_courses(traces: Sequence[Trace]) -> Picture:
         figure = Figure(figsize=(WIDTH_INCHES, 0.5 + 1.55 * len(traces)), layout="constrained")
         panels = figure.subplots(len(traces), 1, sharex=True, squeeze=False)[:, 0]
         for axes, trace in zip(panels, traces, strict=True):
-            axes.plot(trace.seconds, trace.bold, color="#BBBBBB", lw=1.0, label="measured BOLD")
+            axes.plot(trace.seconds, trace.bold, color="#BBBBBB", lw=1.0, label="BOLD")
             if trace.signal is not None:
                 axes.plot(trace.seconds, trace.signal, color=SIGNAL, lw=1.2, ls=":", label="true signal")
             if trace.ridge is not None:

@@ -79,8 +79,9 @@ def _headline(summary: dict[str, Any]) -> str:
 
 def _title(summary: dict[str, Any]) -> str:
     run = summary["run"]
-    brain = "simulated brains" if summary["simulated"] else "brains"
-    return f"{run['name'] or 'A model'}: predicting {len(summary['subjects'])} {brain} from a movie"
+    count = len(summary["subjects"])
+    brains = f"{count} {'simulated ' * summary['simulated']}brain{'s' * (count != 1)}"
+    return f"{run['name'] or 'A model'}: predicting {brains} from a movie"
 
 
 def _in_words(summary: dict[str, Any]) -> str:
@@ -98,7 +99,8 @@ def _in_words(summary: dict[str, Any]) -> str:
     difference = scores.get("model_minus_ridge", {})
     bounds = difference.get("mean_r_interval")
     if difference.get("mean_r") is not None and bounds:
-        amount = f"{abs(difference['mean_r']):.3f} (95 % interval {bounds[0]:+.3f} to {bounds[1]:+.3f})"
+        low, high = sorted(abs(bound) for bound in bounds) if bounds[0] * bounds[1] > 0 else bounds
+        amount = f"{abs(difference['mean_r']):.3f} (95 % interval {value_text(low, 'r3')} to {value_text(high, 'r3')})"
         if bounds[0] > 0:
             sentences.append(f"It predicts better than banded ridge on the same features, by {amount}.")
         elif bounds[1] < 0:
@@ -139,7 +141,9 @@ def _methods(summary: dict[str, Any]) -> str:
         + (f"Mean weight of the bands: {escape(weights)}." if weights else "It was not fitted.")
         + "</li>"
         f"<li>Chance and p-values: {escape(method['null'])}; Benjamini-Hochberg over all voxels of a subject.</li>"
-        "<li>Nothing was fitted or chosen on held-out TRs.</li></ul>"
+        "<li>Ridge was fitted on validation time too, which giblet uses only to choose its best checkpoint.</li>"
+        "<li>No model was fitted or chosen on held-out TRs. Drift and scale of a held-out run's BOLD, which no model "
+        "can know, were taken out by a fit to that run.</li></ul>"
     )
 
 

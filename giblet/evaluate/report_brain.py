@@ -12,6 +12,7 @@ from giblet.evaluate import figures
 from giblet.evaluate.correlation import FloatArray
 from giblet.evaluate.report_html import figure, value_text, with_interval
 from giblet.evaluate.results import SubjectResult
+from giblet.evaluate.subject import FALSE_DISCOVERY_RATE
 
 GLASS_SUBJECTS = 4
 
@@ -82,19 +83,22 @@ def glass_brains(summary: dict[str, Any], results: Sequence[SubjectResult]) -> s
     """Where the predictions succeed."""
     images, peaks = [], [0.1]
     for result in results[:GLASS_SUBJECTS]:
-        systems = [("giblet", result.model.r)]
+        systems = [("giblet", result.model)]
         if result.ridge is not None:
-            systems.append(("banded ridge", result.ridge.r))
-        for name, r in systems:
-            values = np.where(np.isfinite(r), np.maximum(r, 0.0), 0.0)
-            peaks.append(float(np.percentile(values, 99.5)))
-            images.append((f"{result.id}  {name}", result.space.image_of(values)))
+            systems.append(("banded ridge", result.ridge))
+        for name, system in systems:
+            # The highest of many voxels in a row is high by chance alone, so only those that are not chance are shown.
+            shown = np.nan_to_num(system.q, nan=1.0) <= FALSE_DISCOVERY_RATE
+            values = np.where(shown, np.maximum(np.nan_to_num(system.r), 0.0), 0.0)
+            peaks.append(float(np.percentile(values[shown], 99.5)) if shown.any() else 0.0)
+            images.append((f"{result.id}  {name}: {shown.sum()} voxels", result.space.image_of(values)))
     maximum = np.ceil(max(peaks) * 10) / 10
     left = len(results) - GLASS_SUBJECTS
     return "<h2>Where in the brain</h2>" + figure(
         figures.glass_brains(images, maximum=float(maximum), label="held-out r"),
-        "Highest held-out correlation along each line of sight (left, back, right, top), one colour scale for all. "
-        "Correlations below 0 count as 0. The outline is the MNI template and fits data in that space only. "
+        "Voxels predicted better than chance (false discovery rate 5 %): the highest held-out correlation along each "
+        "line of sight (left, back, right, top), one colour scale for all. The rest is blank. The outline is the MNI "
+        "template and fits data in that space only. "
         + (f"{left} more subjects are in the NIfTI maps. " if left > 0 else "")
         + "All maps are in the folder <code>maps</code> beside this page.",
         raw_caption=True,

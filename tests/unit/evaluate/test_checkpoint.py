@@ -67,7 +67,7 @@ def test_the_facts_tell_how_each_start_ended(tmp_path: Path) -> None:
     again.close()
     facts = run_facts(storage, choose_checkpoint(storage, RUN), {"epoch": 1, "history": {"train": {"epoch": [1.0]}}})
     assert facts.statements == (
-        "Start 1 on 1 processes began from nothing; ended without a word (killed).",
-        "Start 2 on 1 processes resumed from the checkpoint of step 9; done at step 12.",
+        "Start 1 on 1 process began from nothing; ended without a word (killed).",
+        "Start 2 on 1 process resumed from the checkpoint of step 9; done at step 12.",
     )
     assert (facts.step, facts.verdict, facts.history) == (5, None, {"train": {"epoch": [1.0]}})
