@@ -1,0 +1,1 @@
+"""Parts of ci/bench.py."""
