@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from dashboards import BOARDS, dashboard_text
+from metrics_page import metrics_page
 
 from giblet.config.generate import reference_text, values_schema_text
 
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GENERATED: dict[str, Callable[[], str]] = {
     "helm/giblet/values.schema.json": values_schema_text,
     "configs/README.md": reference_text,
+    "docs/metrics.md": metrics_page,
     # kustomize reads nothing outside its folder
     "k8s/monitoring/rules.yaml": lambda: (ROOT / "helm/giblet/files/monitoring/rules.yaml").read_text(encoding="utf-8"),
     **{f"helm/giblet/files/monitoring/{name}.json": partial(dashboard_text, name) for name in BOARDS},
