@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from giblet.commands.common import Verbs, config_arguments, say
+
+if TYPE_CHECKING:
+    from giblet.config import GibletConfig
 
 
 def add(verbs: Verbs) -> None:
@@ -19,7 +23,12 @@ def _add_verify(verbs: Verbs) -> None:
         description="Judges a run's newest checkpoint, or one checkpoint, safetensors file, DCP folder or legacy .pt. "
         "Exit 0: SAFE, or SAFE WITH WARNINGS; 1: UNSAFE; anything else: it could not be judged.",
     )
-    parser.add_argument("url", metavar="URL", help="s3://bucket/prefix/runs/NAME[/checkpoints/…], a folder or a file")
+    parser.add_argument(
+        "url", metavar="URL", nargs="?", help="s3://bucket/prefix/runs/NAME[/checkpoints/…], a folder or a file"
+    )
+    parser.add_argument(
+        "--diff", nargs=2, metavar=("A", "B"), help="instead: what changed from one checkpoint to another, by tensor"
+    )
     config_arguments(parser)
     parser.add_argument(
         "--restore", action=argparse.BooleanOptionalAction,
@@ -37,12 +46,17 @@ def _verify(options: argparse.Namespace) -> int:
 
     from giblet.checkpoint.layout import split_address
     from giblet.config import GibletConfig, load_config
+    from giblet.errors import ConfigError
     from giblet.storage import open_storage
     from giblet.storage.embedded import embedded_if_asked
     from giblet.verify import record, render, verify
 
     config = load_config(options.config, options.overrides) if options.config or options.overrides else None
     settings = config or GibletConfig()
+    if (options.url is None) == (options.diff is None):
+        raise ConfigError("name one checkpoint, or two with --diff", remedy="giblet verify URL")
+    if options.diff is not None:
+        return _diff(options, settings)
     restore = options.restore if options.restore is not None else config is not None and config.verify.restore
     with embedded_if_asked(settings.checkpoint):
         report = verify(options.url, config=config, restore=restore)
@@ -53,3 +67,22 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         render(report, Console())
     return report.exit_code
+
+
+def _diff(options: argparse.Namespace, settings: GibletConfig) -> int:
+    import json
+
+    from rich.console import Console
+
+    from giblet.storage.embedded import embedded_if_asked
+    from giblet.verify.difference import difference, render_difference
+    from giblet.verify.opening import open_source
+
+    with embedded_if_asked(settings.checkpoint):
+        first, second = (open_source(url, None, settings.checkpoint) for url in options.diff)
+        found = difference(first, second)
+    if options.json:
+        say(json.dumps(found.to_json(), indent=2, allow_nan=False))
+    else:
+        render_difference(found, Console())
+    return 0

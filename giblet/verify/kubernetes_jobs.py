@@ -97,7 +97,8 @@ def api_client() -> Any:
         if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
             config.load_incluster_config(client_configuration=settings)
         else:
-            config.load_kube_config(client_configuration=settings)
+            path = os.environ.get("KUBECONFIG") or None  # the client itself looks only once, when it is imported
+            config.load_kube_config(path, client_configuration=settings)
     except (ConfigException, OSError) as error:
         raise ConfigError(
             f"no cluster to connect to: {error}",
