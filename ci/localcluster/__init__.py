@@ -12,6 +12,7 @@
     node.py          containerd, kubelet and kube-proxy of one node
     addons.py        CoreDNS, operator, S3 and Prometheus, applied from k8s/
     local.py         a cluster built from these parts: up, down, status
+    trainer_image.py  giblet's own image: built by ci/image's package, pushed here, pulled on each node
     external.py      the same verbs on a cluster in KUBECONFIG, or on kind
     forward.py       a TCP forwarder from the host's loopback into the control plane's namespace
 

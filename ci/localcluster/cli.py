@@ -4,6 +4,7 @@
     ci/cluster status [--json]              what runs; exit 0 when all of it is ready, 1 when not
     ci/cluster down                         nothing is left but caches
     ci/cluster build                        only what `up` on this machine would build first
+    ci/cluster image [--json]               giblet's image of this checkout into the cluster; prints its reference
 
 Uses the cluster in KUBECONFIG if that is set; else makes one with kind where kind and a Docker engine are; else, as
 root on Linux, builds one from Go modules and Debian packages in network namespaces of its own.
@@ -22,12 +23,14 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from localcluster import trainer_image
 from localcluster.external import GivenCluster, KindCluster, given_kubeconfig, kind_can_run
 from localcluster.local import LocalCluster
 from localcluster.record import Record
 from localcluster.settings import MAX_NODES, Paths
 from localcluster.shell import ClusterError
 from localcluster.steps import Steps
+from trainerimage.inputs import ACCELERATORS, Inputs
 
 Cluster = GivenCluster | KindCluster | LocalCluster
 KINDS = ("auto", "kubeconfig", "kind", "local")
@@ -87,7 +90,14 @@ def _build(paths: Paths, options: argparse.Namespace) -> int:
     return 0
 
 
-_VERBS = {"up": _up, "status": _status, "down": _down, "build": _build}
+def _image(paths: Paths, options: argparse.Namespace) -> int:
+    steps = Steps(paths.cache.parent / "image/timings.json")
+    facts = trainer_image.ensure(choose(paths, options.kind), Inputs(options.accelerator), steps)
+    print(json.dumps(facts) if options.json else facts["image"])
+    return 0
+
+
+_VERBS = {"up": _up, "status": _status, "down": _down, "build": _build, "image": _image}
 
 
 def choose(paths: Paths, kind: str) -> Cluster:
@@ -148,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "ci/cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="up|status|down|build")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="up|status|down|build|image")
     for verb in _VERBS:
         sub = verbs.add_parser(verb)
         sub.add_argument(
@@ -157,6 +167,9 @@ def _parser() -> argparse.ArgumentParser:
         if verb == "up":
             sub.add_argument("--nodes", type=int, default=2, help=f"nodes, 1 to {MAX_NODES} (default: 2)")
             sub.add_argument("--gpus", type=int, default=0, help="nvidia.com/gpu that each node pretends to have")
-        if verb == "status":
+        if verb == "image":
+            help_text = "none (the default): without what only a GPU needs; cuda: the whole image, 6 GB"
+            sub.add_argument("--accelerator", choices=ACCELERATORS, default="none", help=help_text)
+        if verb in ("status", "image"):
             sub.add_argument("--json", action="store_true", help="one JSON object")
     return parser
