@@ -46,7 +46,8 @@ exit codes:
   4  it could not start: cluster, operator, namespace, secret, image or capacity; the message says which
   5  it was not over within --timeout
   130  interrupted
-In every case the release and what it put into the bucket are removed, unless --keep is given. A dataset stays.
+In every case the release is uninstalled, and after a SAFE one its checkpoints are deleted too, unless --keep is given.
+What led to any other end stays in the bucket to look into, and so does a dataset.
 """
 
 
@@ -137,7 +138,7 @@ class Smoke:
             code, word, reason, remedy = error.exit_code, error.word, error.message, error.remedy
         except KeyboardInterrupt:
             code, word, reason, remedy = EXIT_INTERRUPTED, "interrupted", "stopped before the verdict", None
-        cleaned_up = self._clean_up()
+        cleaned_up = self._clean_up(evidence=code != EXIT_SAFE)
         self.seconds["total"] = round(time.monotonic() - self.began, 1)
         result = self._result(code, word, reason, remedy, outcome, cleaned_up)
         if self.options.json:
@@ -189,8 +190,11 @@ class Smoke:
             found[variable] = own[secret][key] if secret in own else cluster.secret(secret, {key})[key]
         return found
 
-    def _clean_up(self) -> bool:
-        """Whether nothing is left. A second Ctrl-C ends it, and the last line says what to do by hand."""
+    def _clean_up(self, *, evidence: bool) -> bool:
+        """Whether the release is gone, and what it wrote to the bucket too unless that is `evidence`.
+
+        A second Ctrl-C ends it, and the last line says what to do by hand.
+        """
         if not self.installed:
             return True
         if self.options.keep:
@@ -199,6 +203,8 @@ class Smoke:
         try:
             self.say("clean up")
             self.release.uninstall()
+            if evidence:
+                return True
             cluster = Cluster(self.options.kube_context, self.options.namespace)
             with reaching(self.release.config, self._secret(cluster), self.options.kube_context) as config:
                 delete_run(config)
@@ -212,14 +218,13 @@ class Smoke:
     def _result(
         self, code: int, word: str, reason: str, remedy: str | None, outcome: Outcome | None, cleaned_up: bool
     ) -> Result:
-        run = checkpoints = None
-        if self.installed:
-            run = self.release.config.run.name
-            checkpoints = f"{self.release.config.checkpoint.url.rstrip('/')}/runs/{run}/checkpoints"
+        run = self.release.config.run.name if self.installed else None
+        kept = run is not None and (code != EXIT_SAFE or not cleaned_up)
+        checkpoints = f"{self.release.config.checkpoint.url.rstrip('/')}/runs/{run}/checkpoints" if kept else None
         found = outcome or Outcome(None, "", None, None, None)
         return Result(
             code, word, reason, remedy, self.release.name, self.release.namespace, run, found.job, found.verdict,
-            found.verified_step, found.report, checkpoints, self.seconds, cleaned_up,
+            found.verified_step, found.report if kept else None, checkpoints, self.seconds, cleaned_up,
         )  # fmt: skip
 
 
