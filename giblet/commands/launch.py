@@ -38,6 +38,7 @@ def _launch(options: argparse.Namespace) -> int:
     from giblet.launch.settings import FLAGS, read_settings, termination_log
     from giblet.storage.embedded import embedded_if_asked
 
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, and before torch reads it
     source = options.config or os.environ.get("GIBLET_CONFIG")
     try:
         config = load_config(source, options.overrides)

@@ -76,9 +76,10 @@ class Launcher:
                 step=ending.step, start=ending.start, reason=ending.message.partition("\n")[0],
             )  # fmt: skip
             if last:
+                if ending.exit_code == EXIT_OK:
+                    self._meeting.finish_together()
                 if ending.permanent or ending.exit_code == EXIT_OK:
                     self._meeting.tell_end(ending)
-                    self._meeting.finish_together()
                 self._meeting.leave()
                 return ending
             self._logs.ended()
@@ -208,7 +209,7 @@ class Launcher:
     def _account(self, ending: Ending, place: Place) -> None:
         """Keep how this start ended, in storage, or here if it never claimed a number."""
         if not ending.start:
-            if ending.cause not in ("done", "stopped", "rescaled"):
+            if not ending.echo and ending.cause not in ("done", "stopped", "rescaled", "node_lost"):
                 self._budget.failed_unclaimed(f"{ending.cause}: {ending.message}")
             return
         try:

@@ -35,10 +35,14 @@ from giblet.training.processes import LOOPBACK
 from giblet.training.ranks import Place, host_store
 
 DEFAULTS = {
-    "join_timeout": "3600", "last_call_timeout": "5", "keep_alive_interval": "3", "keep_alive_max_attempt": "4",
+    "join_timeout": "3600", "last_call_timeout": "10", "keep_alive_interval": "3", "keep_alive_max_attempt": "4",
     "read_timeout": "15",
 }  # fmt: skip
-"""A lost node is noticed after 12 s, and the others wait 5 s for late ones; torch's own defaults are 15 and 30."""
+"""A lost node is noticed after 12 s, and the others wait 10 s for late ones; torch's own defaults are 15 and 30.
+
+Below the time in which a node that is asked to meet again does so, nodes meet in turns, each alone (seen at 3 s, on a
+machine with twenty times the work it could do).
+"""
 RETRY_SECONDS = 2.0
 BARRIER_SECONDS = 30.0
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -111,6 +115,7 @@ class Elastic:
         self._world: tuple[int, int] | None = None
         self._group_store: TCPStore | None = None
         self._next_try = 0.0
+        self._connected = False
 
     def join(self) -> Place:
         """Wait for the next round; where this node stands in it.
@@ -211,6 +216,9 @@ class Elastic:
             local_addr=local_address(endpoint), **self._conf(),
         )  # fmt: skip
         backend, store = c10d.create_backend(params)
+        if not self._connected:
+            self._connected = True
+            store.delete_key(f"{self._prefix}/end")  # of a job of this name before: its pods asked for nothing of us
         return _Handler(store, backend, params)
 
     def _meet(self, handler: _Handler) -> Place:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import giblet.training.worker  # noqa: F401  # before the zygote, so that its ranks need not
 from giblet.config import GibletConfig
 from giblet.data.ensure import ensure_prepared
-from giblet.errors import GibletError
+from giblet.errors import EXIT_CRASHED, GibletError, OutOfSpaceError
 from giblet.launch.budget import RestartBudget
 from giblet.launch.ending import Ending, of_error, write_termination
 from giblet.launch.launcher import Launcher
@@ -20,6 +22,12 @@ from giblet.telemetry.logs import get_logger
 from giblet.training.ranks import asked_to_stop
 from giblet.training.zygote import Zygote
 
+for _needed_by_ranks in (
+    "giblet.training.worker",
+    "giblet.storage.s3",
+    "torch._dynamo",
+):  # FSDP's first call imports it
+    importlib.import_module(_needed_by_ranks)
 GRACE_MARGIN_SECONDS = 20.0
 """For what follows the save: the record of the end, the logs, and the way out."""
 log = get_logger(__name__)
@@ -40,13 +48,23 @@ def launch(config: GibletConfig, settings: LaunchSettings, *, dataset_path: Path
             try:
                 path = dataset_path if dataset_path is not None else ensure_prepared(config).path
                 ending = _launcher(config, settings, path, signals, zygote, logs).run()
-            except GibletError as error:
-                ending = of_error(error)
-                log.error("ended", cause=ending.cause, exit_code=ending.exit_code, reason=error.message)
+            except Exception as error:
+                ending = _of_exception(error)
+                log.error("ended", cause=ending.cause, exit_code=ending.exit_code, reason=ending.message)
             finally:
                 zygote.close()
     write_termination(settings.termination_log, ending, run=config.run.name)
     return ending
+
+
+def _of_exception(error: Exception) -> Ending:
+    """The launcher's own failure. What nobody foresaw is worth a retry."""
+    if isinstance(error, GibletError):
+        return of_error(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return of_error(OutOfSpaceError(str(error), remedy="free some space; what was whole is still whole"))
+    traceback.print_exc()
+    return Ending("crashed", EXIT_CRASHED, f"the launcher failed: {type(error).__name__}: {error}")
 
 
 def _launcher(

@@ -26,11 +26,14 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import get_sub
 
 from giblet.config import GibletConfig
 from giblet.errors import EXIT_CRASHED
+from giblet.telemetry.logs import get_logger
 from giblet.training.heartbeat import Beat, read_beat
 from giblet.training.outcome import Outcome, read_outcome
 from giblet.training.zygote import Forked, Zygote
 
 POLL_SECONDS = 0.1
+KILL_SECONDS = 20.0
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +157,8 @@ class Ranks:
         for pid in self.pids.values():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-        for process in self._processes:
-            process.wait()
+        if not self.wait(KILL_SECONDS):  # the kernel holds them, in a driver perhaps; nobody else can
+            log.error("killed ranks do not end", pids=",".join(map(str, self.pids.values())))
 
     def beats(self) -> dict[int, Beat]:
         """The newest sign of life of each rank."""

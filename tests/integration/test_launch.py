@@ -1,14 +1,15 @@
-"""`giblet launch` as real processes that are killed, stopped and hung for real: what it does, and what it says of it."""
+"""`giblet launch` as real processes that are killed, stopped and hung for real: what it does, and what it says."""
 
 import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from giblet.storage import LocalStorage
-from tests.support.nodes import Node, Rendezvous
+from tests.support.nodes import Node
 from tests.support.prepared import make_prepared
 from tests.support.training import small_config
 
@@ -42,13 +43,6 @@ def node(tmp_path, dataset):
     yield make
     for one in made:
         one.end()
-
-
-@pytest.fixture
-def rendezvous(tmp_path):
-    store = Rendezvous(tmp_path)
-    yield store
-    store.kill()
 
 
 def records(url, name="*.json"):
@@ -101,4 +95,4 @@ def test_a_rank_that_hangs_ends_with_130_and_the_stacks_of_all(node, tmp_path):
     assert " in step" in text  # rank 0 stands in a collective: its Python stack is printed all the same
     assert one.last_words()["cause"] == "hung"
     assert records(tmp_path)["1.end.json"]["exit_code"] == 130
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in ranks)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)

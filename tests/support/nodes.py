@@ -19,7 +19,7 @@ from typing import Any
 
 from giblet.config import GibletConfig, load_config_data
 
-DEADLINE_SECONDS = 200
+DEADLINE_SECONDS = 250
 """Generous: it only bounds what hangs."""
 
 
@@ -43,7 +43,7 @@ class Node:
         if endpoint is not None:
             self.environment |= {
                 "PET_RDZV_ENDPOINT": endpoint, "PET_NNODES": "1:2", "PET_NPROC_PER_NODE": "1",
-                "PET_RDZV_CONF": "is_host=0,last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=8",
+                "PET_RDZV_CONF": "is_host=0,last_call_timeout=10,keep_alive_interval=1,keep_alive_max_attempt=8",
             }  # fmt: skip
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.support.nodes", "giblet.launch"])
