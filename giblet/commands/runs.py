@@ -132,7 +132,7 @@ def _show(options: argparse.Namespace) -> int:
     rows = [
         (
             c.step, c.attempt, _age(c.committed_unix_seconds), _size(c.size_bytes),
-            "quarantined" if c.quarantined else c.verdict, "newest verified" if c.verified else None,
+            "quarantined" if c.quarantined else c.verdict, "newest verified" if c.verified else "",
         )
         for c in checkpoints
     ]  # fmt: skip
