@@ -127,7 +127,7 @@ class Release:
     def uninstall(self) -> None:
         """Take all of it away and wait until it is gone; no error if there is nothing."""
         try:
-            run([*self._helm("uninstall"), self.name, "--ignore-not-found", "--wait", "--timeout", "5m"])
+            run([*self._helm("uninstall"), self.name, "--ignore-not-found", "--wait", "--cascade", "foreground"])
         except ClusterError as error:
             remedy = f"helm -n {self.namespace} uninstall {self.name}"
             raise SmokeError(f"cleaning up failed: {_helm_words(error)}", remedy=remedy) from None
