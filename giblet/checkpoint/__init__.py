@@ -1,6 +1,6 @@
 """Checkpoints: written whole or not at all, read back with every byte checked. See docs/checkpoint-format.md.
 
-The manifest, the listings and the scan import no torch; import `CheckpointStore` and the DCP classes from here.
+The manifest and the listings import no torch; import `CheckpointStore` and the DCP classes from here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from giblet.checkpoint.layout import CheckpointRef
 from giblet.checkpoint.manifest import Manifest
-from giblet.checkpoint.opened import OpenCheckpoint, open_checkpoint, scan_objects
+from giblet.checkpoint.opened import OpenCheckpoint, open_checkpoint
 from giblet.checkpoint.runs import list_checkpoints, list_runs
 from giblet.checkpoint.starts import Start
 
@@ -29,7 +29,6 @@ __all__ = [
     "list_checkpoints",
     "list_runs",
     "open_checkpoint",
-    "scan_objects",
 ]
 _WITH_TORCH = {"CheckpointStore": "store", "GibletStorageReader": "reader", "GibletStorageWriter": "writer"}
 

@@ -13,10 +13,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from giblet.checkpoint import CheckpointStore, GibletStorageReader, GibletStorageWriter, open_checkpoint, scan_objects
+from giblet.checkpoint import CheckpointStore, GibletStorageReader, GibletStorageWriter, open_checkpoint
 from giblet.config.schema import GibletConfig
 from giblet.errors import CheckpointError, GibletError, StorageDeniedError
 from giblet.storage import LocalStorage
+from tests.support.faults import faults_in
 from tests.support.ranks import RankPool
 
 CONFIG = GibletConfig()
@@ -105,7 +106,7 @@ def test_each_byte_is_stored_once_whoever_holds_it(ranks: RankPool, tmp_path: Pa
     files = [load_file(path) for path in tmp_path.glob("runs/run/checkpoints/*/*/*.safetensors")]
     assert len(files) == 2
     assert sum(t.numel() for file in files for t in file.values()) == manifest.elements
-    assert all(scan.intact for scan in scan_objects(open_checkpoint(f"{tmp_path}/runs/run")))
+    assert faults_in(open_checkpoint(f"{tmp_path}/runs/run")) == []
 
 
 def reshard(rank: int, world: int, root: str) -> None:

@@ -13,11 +13,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from giblet.checkpoint import CheckpointStore, GibletStorageReader, GibletStorageWriter, open_checkpoint, scan_objects
+from giblet.checkpoint import CheckpointStore, GibletStorageReader, GibletStorageWriter, open_checkpoint
 from giblet.config.schema import GibletConfig
 from giblet.errors import CheckpointError
 from giblet.storage.embedded import EmbeddedServer
-from tests.support.faults import flip_bit, truncate
+from tests.support.faults import faults_in, flip_bit, truncate
 
 pytestmark = pytest.mark.s3
 CONFIG = GibletConfig()
@@ -88,7 +88,7 @@ def test_a_shard_in_parts_comes_back_and_scans(s3_server: EmbeddedServer) -> Non
     found = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     store.load(ref, found)
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
-    assert [scan.faults for scan in scan_objects(open_checkpoint(ref, storage=storage))] == [()]
+    assert faults_in(open_checkpoint(ref, storage=storage)) == []
 
 
 @pytest.mark.filterwarnings(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from giblet.checkpoint.layout import MANIFEST
+from giblet.checkpoint.opened import OpenCheckpoint
 from giblet.storage import MemoryStorage, Storage
 from giblet.storage.memory import Call
 
@@ -45,3 +47,12 @@ def flip_bit(store: Storage, key: str, at: int = -1) -> None:
 def truncate(store: Storage, key: str, keep_bytes: int) -> None:
     """Cut an object off."""
     store.put(key, store.get(key)[:keep_bytes])
+
+
+def faults_in(checkpoint: OpenCheckpoint) -> list[str]:
+    """What verification finds wrong with a checkpoint's bytes."""
+    from giblet.verify.giblet_source import open_giblet
+    from giblet.verify.stream import stream
+
+    source = open_giblet(checkpoint.url, checkpoint.storage, checkpoint.prefix + MANIFEST)
+    return stream(source, magnitude_limit=1e6).faults
