@@ -63,6 +63,7 @@ class Gate:
         judge: Callable[..., Report] = verify,
     ) -> None:
         self._config, self._storage, self._jobs, self._metrics = config, storage, jobs, metrics
+        metrics.add("verify_errors_total", 0, cause="storage")  # the first one is seen as a rise
         self._run = config.run.name
         self._clock = clock if clock is not None else SystemClock()
         self._judge_one = judge
