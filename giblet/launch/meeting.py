@@ -244,11 +244,10 @@ class Elastic:
         """The store is away: is it back, and does it still know this round."""
         if time.monotonic() < self._next_try:
             return None
+        self._next_try = time.monotonic() + RETRY_SECONDS
         try:
-            handler = self._connect()
-            handler.leave()
+            self._connect().leave()
         except (RendezvousError, RuntimeError, OSError):
-            self._next_try = time.monotonic() + RETRY_SECONDS
             return None
         return Change.STORE_LOST
 

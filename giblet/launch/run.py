@@ -22,12 +22,9 @@ from giblet.telemetry.logs import get_logger
 from giblet.training.ranks import asked_to_stop
 from giblet.training.zygote import Zygote
 
-for _needed_by_ranks in (
-    "giblet.training.worker",
-    "giblet.storage.s3",
-    "torch._dynamo",
-):  # FSDP's first call imports it
-    importlib.import_module(_needed_by_ranks)
+NEEDED_BY_RANKS = ("giblet.training.worker", "giblet.storage.s3", "torch._dynamo")  # the last at FSDP's first call
+for _module in NEEDED_BY_RANKS:
+    importlib.import_module(_module)
 GRACE_MARGIN_SECONDS = 20.0
 """For what follows the save: the record of the end, the logs, and the way out."""
 log = get_logger(__name__)

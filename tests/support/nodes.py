@@ -115,8 +115,8 @@ class Rendezvous:
         self.process.start()
 
     def kill(self, number: int = signal.SIGKILL) -> int | None:
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
+        if self.process.is_alive() and self.process.pid is not None:
+            os.kill(self.process.pid, number)
         self.process.join(DEADLINE_SECONDS)
         return self.process.exitcode
 
