@@ -20,8 +20,8 @@ from giblet.telemetry import logs
 Verb: TypeAlias = Callable[[argparse.Namespace], int]
 EPILOG = """\
 exit codes: 0 done · 1 UNSAFE · 2 configuration · 65 data · 66 no such checkpoint · 69 something to install ·
-74 disk full · 75 run name taken · 77 diverged · 78 storage said no · 124 out of time · 129 storage away ·
-143 stopped and saved
+74 disk full · 75 run name taken · 76 restart budget spent · 77 diverged · 78 storage said no · 124 out of time ·
+128 crashed · 129 storage away · 130 hung · 143 stopped and saved
 """
 
 
