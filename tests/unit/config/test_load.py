@@ -135,8 +135,9 @@ def test_check_reads_the_workers_too(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="3 ranks cannot share"):
         check_file(path)
-    path.write_text("workers: {replicas: 5, min: 1, max: 2, nprocPerNode: 1}\nconfig: {}\n")
+    path.write_text("workers: {replicas: 5, min: 1, max: 2, nprocPerNode: 1, gpu: 1}\nconfig: {}\n")
     with pytest.raises(ConfigError) as caught:
         check_file(path)
     assert "put them in order" in str(caught.value)
-    assert "workers.nprocPerNode: unknown key" in str(caught.value)
+    assert "workers.nprocPerNode: refused: " in str(caught.value)
+    assert "workers.gpu: unknown key" in str(caught.value)
