@@ -4,7 +4,7 @@ PYTHON ?=
 export PYTHON
 PY := .venv/bin/python
 
-.PHONY: help demo test lint unit integration e2e bench gpu generated setup clean
+.PHONY: help demo test lint unit integration e2e image bench gpu generated setup clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ integration: setup  ## real S3 server, real processes, killed for real
 e2e: setup  ## the demo in small, and a real Kubernetes cluster (root on Linux; builds it the first time)
 	@ci/cluster build
 	@$(PY) -m pytest tests/e2e
+
+image: setup  ## the image, with Docker or, as root on Linux, with buildah (`ci/image --help` says more)
+	@$(PY) ci/image build
 
 bench: setup  ## giblet beside the bare tools, as ratios with their spread
 	@$(PY) ci/bench.py

@@ -50,7 +50,7 @@ def main(folder: Path) -> None:
     report = json.loads(said)
     facts |= {name: report[name] for name in ("verdict", "step", "tensors", "elements")}
     facts["setuid"] = setuid_files()
-    print(json.dumps(facts))
+    print(json.dumps(facts))  # noqa: T201
 
 
 def rights() -> dict[str, object]:

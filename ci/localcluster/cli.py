@@ -23,6 +23,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from trainerimage.inputs import ACCELERATORS, Inputs
+
 from localcluster import trainer_image
 from localcluster.external import GivenCluster, KindCluster, given_kubeconfig, kind_can_run
 from localcluster.local import LocalCluster
@@ -30,7 +32,6 @@ from localcluster.record import Record
 from localcluster.settings import MAX_NODES, Paths
 from localcluster.shell import ClusterError
 from localcluster.steps import Steps
-from trainerimage.inputs import ACCELERATORS, Inputs
 
 Cluster = GivenCluster | KindCluster | LocalCluster
 KINDS = ("auto", "kubeconfig", "kind", "local")

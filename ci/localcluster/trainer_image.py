@@ -7,6 +7,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from trainerimage.builders import choose
+from trainerimage.inputs import Inputs
+
 from localcluster.external import KIND_NAME, GivenCluster, KindCluster
 from localcluster.local import LocalCluster
 from localcluster.machine import Machine
@@ -14,8 +17,6 @@ from localcluster.record import Record
 from localcluster.settings import Paths, node_name
 from localcluster.shell import ClusterError, run
 from localcluster.steps import Step, Steps
-from trainerimage.builders import choose
-from trainerimage.inputs import Inputs
 
 _MANIFEST_TYPES = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
 _SOCKET = "/run/containerd/containerd.sock"
@@ -32,7 +33,7 @@ def the_cluster(paths: Paths) -> Cluster:
 def ensure(cluster: Cluster, inputs: Inputs, steps: Steps) -> dict[str, Any]:
     """Have the image of this checkout in the cluster, and return its names for the chart's values.
 
-    `image` is the whole reference, with the digest where there is a registry; `repository`, `tag` and `digest` its parts.
+    `image` is the whole reference, by digest where there is a registry; `repository`, `tag`, `digest` its parts.
     Raises ClusterError for a cluster of somebody else's: its registry is not known.
     """
     if isinstance(cluster, GivenCluster):

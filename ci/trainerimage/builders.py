@@ -13,6 +13,7 @@ from localcluster.settings import REPOSITORY
 from localcluster.shell import ClusterError, run, succeeds
 from localcluster.steps import Step
 from localcluster.tools import install
+
 from trainerimage import materials
 from trainerimage.inputs import LAYER_EPOCH_SECONDS, Inputs, default_base
 

@@ -1,4 +1,4 @@
-"""The image test: docker/smoke.py inside the image, with as few rights as Kubernetes' `restricted` leaves, and fewer."""
+"""The image test: docker/smoke.py inside the image, with fewer rights than Kubernetes' `restricted` leaves."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from localcluster.kube import Kubectl
 from localcluster.settings import REPOSITORY, Paths
 from localcluster.shell import ClusterError, run
 from localcluster.steps import Step, Steps
+
 from trainerimage.builders import Docker, choose
 from trainerimage.inputs import Inputs
 

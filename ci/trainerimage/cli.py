@@ -27,6 +27,7 @@ from pathlib import Path
 from localcluster.settings import Paths
 from localcluster.shell import ClusterError
 from localcluster.steps import Step, Steps
+
 from trainerimage import check
 from trainerimage.builders import Builder, choose
 from trainerimage.inputs import ACCELERATORS, Inputs

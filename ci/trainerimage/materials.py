@@ -10,6 +10,7 @@ from pathlib import Path
 from localcluster.settings import REPOSITORY
 from localcluster.shell import ClusterError, run, succeeds
 from localcluster.tools import install
+
 from trainerimage.inputs import LOCKS, locks_key
 
 DEBIAN = "bookworm"
