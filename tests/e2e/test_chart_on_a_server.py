@@ -1,7 +1,7 @@
 """Every rendering before a real API server, as a dry run: defaults, CEL rules, the operator's webhook over the network.
 
-Needs a cluster with the operator: KUBECONFIG, else the one that `ci/cluster up` left running. Nothing is created but a
-namespace for the time of the tests.
+On the cluster in KUBECONFIG, else the one that `ci/cluster up` left running, else the tests' own. Nothing is created but
+a namespace for the time of the tests.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ Kubectl = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def kubectl() -> Iterator[Kubectl]:
+def kubectl(request: pytest.FixtureRequest) -> Iterator[Kubectl]:
     """kubectl on the cluster, with a namespace like the one that runs live in."""
     kubeconfig = os.environ.get("KUBECONFIG") or str(Paths.from_environment().kubeconfig)
+    if not Path(kubeconfig.split(":")[0]).exists():
+        kubeconfig = str(request.getfixturevalue("lab").cluster.state / "kubeconfig")
 
     def run(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         command = ["kubectl", "--kubeconfig", kubeconfig, *words]

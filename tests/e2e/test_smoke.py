@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,9 +61,10 @@ def test_a_change_that_still_trains_passes_and_leaves_nothing(lab: Lab) -> None:
     assert list(lab.storage.list(f"runs/{result['run']}/")) == []
 
 
-def test_weights_that_are_not_safe_fail_and_the_evidence_stays(lab: Lab) -> None:
-    limit = "workers.gpusPerWorker=0,config.verify.magnitude_limit=1e-9"
-    result = smoke(lab, "--set", f"{limit},config.checkpoint.url={lab.storage.url}")
+def test_weights_that_are_not_safe_fail_and_the_evidence_stays(lab: Lab, tmp_path: Path) -> None:
+    strict = tmp_path / "strict.yaml"  # helm's --set knows no fractions
+    strict.write_text("config: {verify: {magnitude_limit: 1.0e-9}}")
+    result = smoke(lab, "-f", str(strict), "--set", f"workers.gpusPerWorker=0,config.checkpoint.url={lab.storage.url}")
     assert (result["exit_code"], result["verdict"]) == (1, "UNSAFE")
     assert left_behind(lab, result["release"]) == []
     assert list(lab.storage.list(f"runs/{result['run']}/reports/")) != []
