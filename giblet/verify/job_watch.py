@@ -110,12 +110,11 @@ class JobWatch:
 
     def _unheard(self, error: JobsUnavailableError) -> Sight:
         """The API server is away, or refuses: after a while, believe storage."""
-        remedy = (
-            f"give its service account get and patch on pytorchjobs {self._jobs.name} in {self._jobs.namespace}"
-            if isinstance(error, JobsDeniedError)
-            else "the gate goes on asking; meanwhile it verifies what it can"
-        )
-        self._say(str(error), warn=True, remedy=remedy)
+        what, remedy = "the Kubernetes API does not answer", "the gate goes on asking, and verifies what it can"
+        if isinstance(error, JobsDeniedError):
+            what = "the Kubernetes API refuses the gate"
+            remedy = f"let this service account get and patch pytorchjobs {self._jobs.name} in {self._jobs.namespace}"
+        self._say(what, warn=True, error=str(error), remedy=remedy)
         end = self._ended_start()
         patient = not self._out_of_patience()
         if end is None or patient or (end == self._ended_before and not self._out_of_patience(2)):

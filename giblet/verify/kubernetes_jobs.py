@@ -121,6 +121,8 @@ def as_job(found: Mapping[str, Any]) -> Job:
 
 
 def _translated(error: ApiException) -> Exception:
+    if not error.status:  # so the client says that TLS broke off
+        return JobsUnavailableError(f"the Kubernetes API does not answer: {' '.join(str(error.reason).split())}")
     try:
         message = str(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):

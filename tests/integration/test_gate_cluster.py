@@ -34,7 +34,7 @@ from giblet.verify.gate import Gate, GateResult
 from giblet.verify.jobs import JobsDeniedError
 from giblet.verify.kubernetes_jobs import KubernetesJobs
 from tests.support.cluster import TestCluster
-from tests.support.gate import commit_word, judged_by_its_word, record_start
+from tests.support.gate import commit_word, heard, judged_by_its_word, record_start
 from tests.support.weights import small_config, trained_tensors, training_state, write_checkpoint
 
 # isort: split
@@ -86,7 +86,10 @@ class Place:
         ]
 
     def config(self, **settings: object) -> Any:
-        quick = {"poll_seconds": 0.5, "patience_seconds": PATIENCE_SECONDS, "restore": False, **settings}
+        quick = {
+            "poll_seconds": 0.5, "patience_seconds": PATIENCE_SECONDS, "deadline_seconds": 2 * LONG_SECONDS,
+            "restore": False, **settings,
+        }  # fmt: skip
         verified = BASE.verify.model_copy(update=quick)
         return BASE.model_copy(update={"verify": verified, "run": BASE.run.model_copy(update={"name": JOB})})
 
@@ -161,6 +164,13 @@ def _as_the_verifier(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     place.remove()
 
 
+@pytest.fixture
+def told() -> Iterator[Callable[[], str]]:
+    """What was logged so far."""
+    with heard() as stream:
+        yield stream.getvalue
+
+
 @contextlib.contextmanager
 def running(gate: Gate) -> Iterator[Future[GateResult]]:
     with ThreadPoolExecutor(1) as pool:
@@ -199,10 +209,7 @@ def test_a_job_that_ended(place, storage, script, bad, event):
     assert place.events() == [event]
 
 
-def test_permissions_taken_away(place, storage, capsys):
-    from giblet.telemetry import logs
-
-    logs.configure()
+def test_permissions_taken_away(place, storage, told):
     record_start(storage, 1)
     commit_word(storage, 4)
     place.start("sleep 3600")
@@ -219,9 +226,8 @@ def test_permissions_taken_away(place, storage, capsys):
     assert (result.exit_code, result.ref.step) == (0, 8)
     assert "start 1: done, exit 0" in result.job
     assert place.annotations()["giblet.dev/verified-step"] == "4", "it could not say so any more"
-    told = capsys.readouterr().err
-    assert "403" in told
-    assert "get and patch on pytorchjobs movie" in told
+    assert "403" in told()
+    assert "get and patch pytorchjobs movie" in told()
 
 
 def _refused(place: Place) -> bool:
@@ -281,7 +287,7 @@ def test_an_api_server_that_is_away_for_a_while(place, storage, tmp_path, monkey
         with running(place.gate(storage)) as ended:
             until(lambda: wire.connections > 0)
             wire.cut()
-            until(lambda: place.seen()["status"].get("completionTime"))
+            until(lambda: place.seen().get("status", {}).get("completionTime"))
             time.sleep(2 * PATIENCE_SECONDS)
             assert not ended.done(), "nothing says that the run has ended"
             wire.mend()

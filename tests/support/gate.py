@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
+from collections.abc import Iterator
 
 from giblet.checkpoint.layout import CheckpointRef, end_key, start_key
 from giblet.config.schema import GibletConfig
 from giblet.errors import CheckpointError
 from giblet.storage import Storage
+from giblet.telemetry import logs
 from giblet.verify.report import Check, Report
 
 RUN = "movie"
@@ -41,3 +46,16 @@ def record_start(storage: Storage, number: int = 1, *, exit_code: int | None = N
     if exit_code is not None:
         end = {"cause": "done" if exit_code == 0 else "crashed", "exit_code": exit_code, "step": 8}
         storage.put(end_key(RUN, number), json.dumps(end).encode())
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[io.StringIO]:
+    """What giblet logs meanwhile, as a person reads it."""
+    logger, stream = logging.getLogger("giblet"), io.StringIO()
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    logs.configure(stream=stream)
+    try:
+        yield stream
+    finally:
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)

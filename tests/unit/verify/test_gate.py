@@ -18,7 +18,7 @@ from giblet.verify import verify
 from giblet.verify.gate import Gate, GateResult
 from giblet.verify.jobs import Job, JobsDeniedError, JobsUnavailableError, MemoryJobs
 from giblet.verify.report import Report
-from tests.support.gate import commit_word, judged_by_its_word, record_start
+from tests.support.gate import commit_word, heard, judged_by_its_word, record_start
 from tests.support.weights import small_config, trained_tensors, training_state, write_checkpoint
 
 BASE = small_config()
@@ -202,10 +202,7 @@ def test_an_api_server_that_is_away_for_a_while(world):
     assert (result.exit_code, result.job) == (0, "Succeeded: all pods are done")
 
 
-def test_without_permission_the_end_is_known_from_the_runs_own_record(world, capsys):
-    from giblet.telemetry import logs
-
-    logs.configure()
+def test_without_permission_the_end_is_known_from_the_runs_own_record(world):
     world.start(1)
     world.commit(8)
     world.at = {
@@ -214,14 +211,15 @@ def test_without_permission_the_end_is_known_from_the_runs_own_record(world, cap
         410.0: lambda: world.start(2),
         700.0: lambda: world.start(2, exit_code=0),
     }
-    result = world.run(patience_seconds=60.0)
+    with heard() as stream:
+        result = world.run(patience_seconds=60.0)
     assert result.exit_code == 0
     assert "start 2: done, exit 0" in result.job
     assert "403" in result.job
     assert verified_ref(world.storage, "movie") == result.ref
-    told = capsys.readouterr().err
+    told = stream.getvalue()
     assert "cannot get pytorchjobs" in told
-    assert "give its service account get and patch on pytorchjobs movie in lab" in told
+    assert "let this service account get and patch pytorchjobs movie in lab" in told
     assert "cannot annotate the job" in told
 
 

@@ -52,6 +52,7 @@ def answer(code: int, message: str) -> ApiException:
     (answer(401, "Unauthorized"), JobsDeniedError, "401"),
     (answer(500, "etcd"), JobsUnavailableError, "500: etcd"),
     (answer(429, "slow down"), JobsUnavailableError, "429"),
+    (ApiException(status=0, reason="SSLError\nEOF"), JobsUnavailableError, "does not answer: SSLError EOF"),
     (MaxRetryError(None, "/apis", "refused"), JobsUnavailableError, "does not answer"),
     (ConnectionResetError("reset"), JobsUnavailableError, "ConnectionResetError"),
 ])  # fmt: skip
