@@ -1,7 +1,7 @@
 """Every rendering before a real API server, as a dry run: defaults, CEL rules, the operator's webhook over the network.
 
-On the cluster in KUBECONFIG, else the one that `ci/cluster up` left running, else the tests' own. Nothing is created but
-a namespace for the time of the tests.
+On the cluster in KUBECONFIG, else the one that `ci/cluster up` left running, else the tests' own. Nothing is created
+but a namespace for the time of the tests.
 """
 
 from __future__ import annotations
