@@ -48,7 +48,7 @@ from tests.support.training import small_config
 
 BOARDS = {path.stem: json.loads(path.read_text()) for path in sorted(DASHBOARDS.glob("*.json"))}
 RECORDED = set(re.findall(r"record: (\S+)", RULES.read_text()))
-PATIENCE_SECONDS = 200.0
+PATIENCE_SECONDS = 400.0
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     port = free_port()
     config = small_config(
         run={"name": "movie"},
-        training={"epochs": 100_000, "processes": 2, "sharding": "ddp"},
+        training={"epochs": 100_000, "processes": 2, "sharding": "ddp", "validate_every_epochs": 10},
         checkpoint={
             "url": "s3://giblet/lab", "endpoint_url": "embedded", "embedded_dir": str(folder / "s3"),
-            "save_every_epochs": 0, "save_every_steps": 200, "keep_last": 2,
+            "save_every_epochs": 0, "save_every_steps": 40, "keep_last": 2,
         },
         telemetry={"metrics_port": port, "log_every_steps": 10, "last_scrape_seconds": 2},
     )  # fmt: skip
@@ -126,7 +126,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         )
         stack.callback(prometheus.close)
         prometheus.wait_until_ready()
-        first.wait_for("checkpoint committed .*step=200")
+        first.wait_for("checkpoint committed .*step=40")
         first.kill_a_rank()
         second = Running(folder, config, dataset, budget_environment(10, 9))
         stack.callback(second.stop)
@@ -164,7 +164,7 @@ def filled_in(query: str) -> str:
 
 
 @pytest.mark.parametrize("board", BOARDS)
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_every_query_returns_data(scene: Scene, board: str) -> None:
     waiting = {where: filled_in(query) for where, query in queries_of(BOARDS[board]).items()}
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -174,7 +174,7 @@ def test_every_query_returns_data(scene: Scene, board: str) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_variables_offer_the_run(scene: Scene) -> None:
     for board in BOARDS.values():
         for variable in board["templating"]["list"]:
@@ -186,7 +186,7 @@ def test_variables_offer_the_run(scene: Scene) -> None:
             assert values == [{"namespace": "lab", "run": "movie"}[found[2]]]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_totals_survive_the_restart_and_the_fault_is_told(scene: Scene) -> None:
     def value(query: str) -> float:
         return float(scene.prometheus.samples(query)[0]["value"][1])
@@ -200,13 +200,13 @@ def test_totals_survive_the_restart_and_the_fault_is_told(scene: Scene) -> None:
     assert others == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_every_metric_of_a_run_without_a_gpu_is_exported(scene: Scene) -> None:
     names = set(scene.prometheus.get("label/__name__/values"))
     assert known_metrics() - names - {"giblet_train_gpu_memory_bytes"} == set()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_exemplars_point_to_steps(scene: Scene) -> None:
     span = {"start": str(time.time() - 600), "end": str(time.time())}
     found: list[dict[str, Any]] = scene.prometheus.get(
