@@ -33,6 +33,7 @@ from giblet.verify import verify
 from giblet.verify.gate import Gate, GateResult
 from giblet.verify.jobs import JobsDeniedError
 from giblet.verify.kubernetes_jobs import KubernetesJobs
+from giblet.verify.preflight import Permission, kubernetes_may, permissions_of_the_gate
 from tests.support.cluster import TestCluster
 from tests.support.gate import commit_word, heard, judged_by_its_word, record_start
 from tests.support.weights import small_config, trained_tensors, training_state, write_checkpoint
@@ -207,6 +208,13 @@ def test_a_job_that_ended(place, storage, script, bad, event):
         "giblet.dev/report": f"{storage.url}/{written.ref.report_key}",
     }
     assert place.events() == [event]
+
+
+def test_preflight_asks_the_api_server_what_the_verifier_may(place):
+    may = kubernetes_may(place.namespace)
+    assert [may(permission) for permission in permissions_of_the_gate(JOB)] == [True, True, True]
+    assert not may(Permission("delete", "kubeflow.org", "pytorchjobs", JOB))
+    assert not may(Permission("patch", "kubeflow.org", "pytorchjobs", "another"))
 
 
 def test_permissions_taken_away(place, storage, told):
