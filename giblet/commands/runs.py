@@ -188,7 +188,8 @@ def _ledger_text(ledger: Ledger) -> str:
     whole, rest = divmod(ledger.step, ledger.steps_per_epoch)
     lines = [
         f"run {ledger.run}, checkpoint of step {ledger.step}: {ledger.samples_consumed} samples of dataset "
-        f"{(ledger.dataset or '?')[:12]}, {whole} epochs" + (f" and {rest} steps of the next" if rest else ""),
+        f"{(ledger.dataset or '?')[:12]}, {whole} epoch{'s' * (whole != 1)}"
+        + (f" and {rest} steps of the next" if rest else ""),
         "",
         _table(("start", "processes", "first step", "last known step", "steps in the weights", "ended"), rows),
         "",
