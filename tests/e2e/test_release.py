@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import urllib.parse
 import urllib.request
+import uuid
 from collections.abc import Iterator
 
 import pytest
 
-from giblet.verify import newest_accepted
+from giblet.checkpoint.layout import start_key
+from giblet.verify.pointer import newest_accepted
 from tests.support.lab import NAMESPACE, Lab, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -21,7 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 PROD = "configs/prod.yaml"
 ELASTIC = "configs/elastic.yaml"
 CPU = "configs/cpu-smoke.yaml"
-PRODUCTION = {"config__run__name": "production", "config__training__sharding": "fsdp"}
+RUN = f"production-{uuid.uuid4().hex[:6]}"
+PRODUCTION = {"config__run__name": RUN, "config__training__sharding": "fsdp"}
 
 
 # ---------------------------------------------------------------------------------- one node, eight processes
@@ -42,16 +45,16 @@ def test_eight_processes_train_on_one_node_of_eight_gpus_and_succeed(lab: Lab, p
     container = pod["spec"]["containers"][0]
     assert container["name"] == "pytorch"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "8"
-    starts = json.loads(lab.storage.get("runs/production/starts/000001.json"))
+    starts = json.loads(lab.storage.get(start_key(RUN, 1)))
     assert starts["world_size"] == 8
 
 
 def test_what_was_committed_last_was_read_back_and_accepted(lab: Lab, production: str) -> None:
     until(lambda: lab.verified(production), "the verification Job ends")
     assert lab.verdict(production) in ("SAFE", "SAFE WITH WARNINGS")
-    accepted = newest_accepted(lab.storage, "production")
+    accepted = newest_accepted(lab.storage, RUN)
     assert accepted is not None
-    assert accepted.step == max(lab.committed_steps("production"))
+    assert accepted.step == max(lab.committed_steps(RUN))
     events = lab.get("events", "--field-selector", f"involvedObject.name={production},involvedObject.kind=PyTorchJob")
     assert any("SAFE" in event["message"] for event in events["items"]), events
 
@@ -77,7 +80,7 @@ def test_prometheus_has_seen_the_trainer_and_the_verifier(lab: Lab, production: 
             with urllib.request.urlopen(f"{address}/api/v1/query?{asked}", timeout=10) as answer:
                 return [float(row["value"][1]) for row in json.load(answer)["data"]["result"]]
 
-        run = '{run="production"}'
+        run = f'{{run="{RUN}"}}'
         until(lambda: max(latest(f"giblet_train_step{run}"), default=0) > 0, "trainer metrics", 60)
         until(lambda: max(latest(f"giblet_verify_verified_step{run}"), default=0) > 0, "verifier metrics", 60)
         assert max(latest(f"giblet_train_world_size{run}")) == 8
@@ -98,7 +101,7 @@ def test_helm_test_tries_bucket_names_and_permissions(lab: Lab, production: str)
 
 
 def test_an_upgrade_that_pods_would_not_follow_is_refused(lab: Lab, production: str) -> None:
-    changed = lab.upgrade("giblet-prod", PROD, check=False, **PRODUCTION, config__training__learning_rate="0.5")
+    changed = lab.upgrade("giblet-prod", PROD, check=False, **PRODUCTION, config__training__epochs=7)
     assert changed.returncode != 0
     assert "upgrade.allow" in changed.stderr
     same = lab.upgrade("giblet-prod", PROD, **PRODUCTION)
@@ -111,24 +114,25 @@ def test_an_upgrade_that_pods_would_not_follow_is_refused(lab: Lab, production: 
 
 
 def test_an_elastic_run_grows_by_a_values_change_loses_a_pod_and_ends_verified(lab: Lab) -> None:
-    values = {"workers__max": 2, "config__run__name": "elastic", "config__training__epochs": 60}
+    run = f"elastic-{uuid.uuid4().hex[:6]}"
+    values = {"workers__max": 2, "config__run__name": run, "config__training__epochs": 60}
     with lab.release("giblet-elastic", PROD, ELASTIC, workers__replicas=1, **values) as job:
 
         def world_sizes() -> list[int]:
-            keys = sorted(info.key for info in lab.storage.list("runs/elastic/starts/"))
+            keys = sorted(info.key for info in lab.storage.list(f"runs/{run}/starts/"))
             starts = [json.loads(lab.storage.get(key)) for key in keys if key.count(".") == 1]
             return [int(start["world_size"]) for start in starts]
 
-        until(lambda: lab.committed_steps("elastic"), "a first checkpoint of one worker")
+        until(lambda: lab.committed_steps(run), "a first checkpoint of one worker")
         assert world_sizes() == [1]
         lab.upgrade("giblet-elastic", PROD, ELASTIC, workers__replicas=2, **values)
         until(lambda: 2 in world_sizes(), "a second worker joins")
-        before = max(lab.committed_steps("elastic"))
-        until(lambda: max(lab.committed_steps("elastic")) > before, "a checkpoint of two workers")
+        before = max(lab.committed_steps(run))
+        until(lambda: max(lab.committed_steps(run)) > before, "a checkpoint of two workers")
         # worker-0 is no more special than the other: the store where they meet has a pod of its own
         lab.cluster.kubectl("-n", NAMESPACE, "delete", "pod", f"{job}-worker-0", "--wait=false")
-        before = max(lab.committed_steps("elastic"))
-        until(lambda: max(lab.committed_steps("elastic")) > before, "the run goes on")
+        before = max(lab.committed_steps(run))
+        until(lambda: max(lab.committed_steps(run)) > before, "the run goes on")
         until(lambda: lab.conditions(job) & {"Succeeded", "Failed"}, "the PyTorchJob ends", 900)
         assert "Succeeded" in lab.conditions(job)
         until(lambda: lab.verified(job), "the verifier accepts")
