@@ -48,7 +48,7 @@ def _launch(options: argparse.Namespace) -> int:
     except ConfigError as error:
         write_termination(termination_log(os.environ), of_error(error), run="")
         raise
-    from giblet.launch import launch
+    from giblet.launch.run import launch
 
     with embedded_if_asked(config.checkpoint):
         return launch(config, settings).exit_code

@@ -11,7 +11,7 @@ from giblet.config.schema import GibletConfig
 from giblet.verify.expectation import OPTIMIZER_STATES, Expectation
 from giblet.verify.report import Check, Status, named
 from giblet.verify.sources import Chunk, Source
-from giblet.verify.statistics import TensorStatistics
+from giblet.verify.statistics import TensorStatistics, is_second_moment
 from giblet.verify.stream import StreamResult
 
 _OPTIMIZER = "optimizer."
@@ -151,13 +151,14 @@ def finite(evidence: Evidence) -> Check:
 
 
 def magnitude(evidence: Evidence) -> Check:
-    """No element beyond the limit; the optimizer's step counts are not weights and may grow."""
+    """No element beyond the limit, no variance beyond its square; the optimizer's step counts may grow."""
     bad = {name: f for name, f in evidence.statistics.items() if f.over_limit and not is_step_count(name)}
     limit = f"{evidence.magnitude_limit:g}"
     if bad:
         detail = named(f"{name} ({f.over_limit:,} beyond {limit}, up to {f.absmax:.3g})" for name, f in bad.items())
         return Check("magnitude", "failed", detail, tuple(bad))
-    largest = max((f.absmax for name, f in evidence.statistics.items() if not is_step_count(name)), default=0.0)
+    weights = ((name, f.absmax) for name, f in evidence.statistics.items() if not is_step_count(name))
+    largest = max((math.sqrt(most) if is_second_moment(name) else most for name, most in weights), default=0.0)
     return Check("magnitude", "passed", f"no |x| > {limit}; the largest is {largest:.3g}")
 
 

@@ -131,6 +131,11 @@ class TensorStatistics:
         self.absmax = max(self.absmax, other.absmax)
 
 
+def is_second_moment(name: str) -> bool:
+    """Variances: what they are squares of is what the limit is about (an unscaled code of 1023 has one of 1e6)."""
+    return name.endswith(".running_var") or "exp_avg_sq" in name
+
+
 class Meter:
     """Measures bytes. Holds scratch memory, so that each thread needs its own.
 
@@ -150,33 +155,34 @@ class Meter:
             "bfloat16": torch.from_numpy(self._narrow.view(np.int16)).view(torch.bfloat16),
         }
 
-    def measure(self, data: Array, form: NumberFormat) -> TensorStatistics:
-        """Statistics of `data` (uint8, a whole number of elements of `form`)."""
+    def measure(self, data: Array, form: NumberFormat, *, squares: bool = False) -> TensorStatistics:
+        """Statistics of `data` (uint8, whole elements of `form`); `squares` are held to the limit squared."""
         total = TensorStatistics()
         size = min(BLOCK_ELEMENTS * form.item_bytes, BLOCK_BYTES)
+        limit = self._limit**2 if squares else self._limit
         for start in range(0, data.size, size):
-            total.merge(self._block(data[start : start + size], form))
+            total.merge(self._block(data[start : start + size], form, limit))
         return total
 
-    def _block(self, data: Array, form: NumberFormat) -> TensorStatistics:
+    def _block(self, data: Array, form: NumberFormat, limit: float) -> TensorStatistics:
         if form.kind == "byte":
             values = self._wide[: data.size]
             np.take(_byte_values(form.name), data, out=values)
-            return self._ieee(values.view(np.uint32), "float32")
+            return self._ieee(values.view(np.uint32), "float32", limit)
         values = data.view(form.numpy)
         if form.kind == "integer":
             return self._integers(values)
         name = {"complex64": "float32", "complex128": "float64"}.get(form.name, form.name)
-        return self._ieee(values, name)
+        return self._ieee(values, name, limit)
 
-    def _ieee(self, bits: Array, name: str) -> TensorStatistics:
+    def _ieee(self, bits: Array, name: str, magnitude_limit: float) -> TensorStatistics:
         ordered = self._shifted[: bits.nbytes].view(bits.dtype)
         np.left_shift(bits, 1, out=ordered)
         largest, smallest = int(ordered.max()), int(ordered.min())
         found = TensorStatistics(elements=bits.size)
         if smallest == 0:
             found.zero = bits.size - int(np.count_nonzero(ordered)) if largest else bits.size
-        infinity, limit = _INFINITY[name] << 1, _limit_pattern(self._limit, name) << 1
+        infinity, limit = _INFINITY[name] << 1, _limit_pattern(magnitude_limit, name) << 1
         if largest > limit:
             over = int(np.count_nonzero(ordered > limit))
             beyond = int(np.count_nonzero(ordered >= infinity))

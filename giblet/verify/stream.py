@@ -19,7 +19,7 @@ from giblet.storage.base import Storage
 from giblet.telemetry.progress import Bar
 from giblet.verify.crc import join
 from giblet.verify.sources import Reader, Source, StoredObject
-from giblet.verify.statistics import BLOCK_BYTES, Array, Meter, NumberFormat, TensorStatistics
+from giblet.verify.statistics import BLOCK_BYTES, Array, Meter, NumberFormat, TensorStatistics, is_second_moment
 
 SPAN_BYTES = 4 * 1024 * 1024
 REMOTE_READS = 4
@@ -191,11 +191,13 @@ class _Crew:
             if hashed:
                 measured.crc = item.checksum.extend(measured.crc, part)
             measured.length += part.size
-            done: dict[NumberFormat, TensorStatistics] = {}
+            done: dict[tuple[NumberFormat, bool], TensorStatistics] = {}
             for name, form in owners.items():
-                if form not in done:
-                    done[form] = meter.measure(part[: part.size - part.size % form.item_bytes], form)
-                measured.statistics[name].merge(done[form])
+                key = form, is_second_moment(name)
+                if key not in done:
+                    whole = part[: part.size - part.size % form.item_bytes]
+                    done[key] = meter.measure(whole, form, squares=key[1])
+                measured.statistics[name].merge(done[key])
         return measured
 
 

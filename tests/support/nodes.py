@@ -133,7 +133,8 @@ def _to(log: str) -> None:
 
 
 def _node(config: dict[str, Any], dataset: str, log: str, environment: dict[str, str]) -> None:
-    from giblet.launch import launch, read_settings
+    from giblet.launch.run import launch
+    from giblet.launch.settings import read_settings
     from giblet.telemetry import logs
 
     _to(log)
@@ -145,7 +146,7 @@ def _node(config: dict[str, Any], dataset: str, log: str, environment: dict[str,
 
 
 def _rendezvous(port: int, log: str) -> None:
-    from giblet.launch import serve_rendezvous
+    from giblet.launch.server import serve_rendezvous
     from giblet.telemetry import logs
 
     _to(log)
