@@ -43,24 +43,30 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory: pytest.TempPathFactory, demo: tuple[Path, str]) -> Iterator[Lab]:
-    """Two nodes of eight pretended GPUs, the image on them, and the demo's prepared dataset in S3.
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestCluster, bool]]:
+    """A cluster of two nodes of eight pretended GPUs each, and whether these tests made it.
 
-    GIBLET_E2E_CLUSTER names the state folder of a cluster that runs already, and is left running.
+    GIBLET_E2E_CLUSTER names the state folder of one that runs already, and is left running.
     """
-    running = os.environ.get("GIBLET_E2E_CLUSTER")
-    cluster = TestCluster(Path(running) if running else tmp_path_factory.mktemp("lab") / "state")
-    if not running:
-        skip_unless_a_cluster_can_be_built(cluster.state)
+    if running := os.environ.get("GIBLET_E2E_CLUSTER"):
+        yield TestCluster(Path(running)), False
+        return
+    cluster = TestCluster(tmp_path_factory.mktemp("lab") / "state")
+    skip_unless_a_cluster_can_be_built(cluster.state)
     try:
-        if not running:
-            cluster.run("up", "--kind", "local", "--nodes", "2", "--gpus", "8")
-        image = json.loads(cluster.run("image", "--json").stdout)["image"]
-        with cluster.port_forward("giblet-s3", "service/s3", 8333) as address:
-            storage = storage_of(address)
-            dataset = PreparedDataset.open(next((demo[0] / "datasets").glob("*/manifest.json")).parent)
-            publish(dataset, storage)
-            yield Lab(cluster, image, f"{BUCKET}/datasets/{dataset.manifest.content_hash}", storage, own=not running)
+        cluster.run("up", "--kind", "local", "--nodes", "2", "--gpus", "8")
+        yield cluster, True
     finally:
-        if not running:
-            cluster.run("down", check=False)
+        cluster.run("down", check=False)
+
+
+@pytest.fixture(scope="session")
+def lab(two_nodes: tuple[TestCluster, bool], demo: tuple[Path, str]) -> Iterator[Lab]:
+    """That cluster with the image on its nodes and the demo's prepared dataset in its S3."""
+    cluster, own = two_nodes
+    image = json.loads(cluster.run("image", "--json").stdout)["image"]
+    with cluster.port_forward("giblet-s3", "service/s3", 8333) as address:
+        storage = storage_of(address)
+        dataset = PreparedDataset.open(next((demo[0] / "datasets").glob("*/manifest.json")).parent)
+        publish(dataset, storage)
+        yield Lab(cluster, image, f"{BUCKET}/datasets/{dataset.manifest.content_hash}", storage, own)

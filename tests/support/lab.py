@@ -43,14 +43,8 @@ class Lab:
 
     def helm(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Helm on this cluster, from the repository's root."""
-        command = [
-            str(tool("helm")),
-            "--kubeconfig",
-            str(self.cluster.state / "kubeconfig"),
-            "--namespace",
-            NAMESPACE,
-            *words,
-        ]
+        here = ["--kubeconfig", str(self.cluster.state / "kubeconfig"), "--namespace", NAMESPACE]
+        command = [str(tool("helm")), *here, *words]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         assert not check or done.returncode == 0, done.stderr
         return done
@@ -78,8 +72,8 @@ class Lab:
     @contextmanager
     def release(self, name: str, *files: str, **overrides: object) -> Iterator[str]:
         """An installed release, uninstalled at the end. Yields the name of its objects."""
-        self.install(name, *files, **overrides)
         try:
+            self.install(name, *files, **overrides)
             yield name if "giblet" in name else f"{name}-giblet"
         except BaseException:
             print(self.story(name))

@@ -21,7 +21,7 @@ from tests.support.chart_values import ELASTIC, SCENARIOS, filled
 # isort: split
 from localcluster.settings import Paths
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 NAMESPACE = "giblet-chart-dry-run"
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -33,7 +33,7 @@ def kubectl(request: pytest.FixtureRequest) -> Iterator[Kubectl]:
     """kubectl on the cluster, with a namespace like the one that runs live in."""
     kubeconfig = os.environ.get("KUBECONFIG") or str(Paths.from_environment().kubeconfig)
     if not Path(kubeconfig.split(":")[0]).exists():
-        kubeconfig = str(request.getfixturevalue("lab").cluster.state / "kubeconfig")
+        kubeconfig = str(request.getfixturevalue("two_nodes")[0].state / "kubeconfig")
 
     def run(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         command = ["kubectl", "--kubeconfig", kubeconfig, *words]

@@ -1,7 +1,6 @@
 """The gate on a real cluster: a real operator's conditions, real permissions, a real API server that goes away.
 
-Needs a running `ci/cluster` (GIBLET_CLUSTER_DIR, or where it lies by default); a namespace of its own in it, removed
-at the end.
+In a namespace of its own, which is removed at the end.
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ from tests.support.cluster import TestCluster
 from tests.support.gate import commit_word, heard, judged_by_its_word, record_start
 from tests.support.weights import small_config, trained_tensors, training_state, write_checkpoint
 
-# isort: split
-from localcluster.settings import Paths
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 BASE = small_config()
 JOB = "movie"
@@ -135,10 +133,8 @@ def rights(namespace: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    cluster = TestCluster(Paths.from_environment().state)
-    if not (cluster.state / "kubeconfig").exists() or not cluster.status().get("ready"):
-        pytest.skip("no cluster runs: `ci/cluster up`")
+def place(two_nodes: tuple[TestCluster, bool], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    cluster, _ = two_nodes
     namespace = f"giblet-gate-{uuid.uuid4().hex[:6]}"
     folder = tmp_path_factory.mktemp("gate")
     try:
