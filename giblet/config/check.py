@@ -16,17 +16,26 @@ from giblet.errors import ConfigError
 
 
 def world_size_faults(config: GibletConfig, world_size: int) -> list[str]:
-    """Why this many ranks cannot share the global batch evenly; empty if they can."""
-    training = config.training
-    micro_batches = training.global_batch_samples // training.micro_batch_samples
-    if micro_batches % world_size == 0:
+    """Why so many ranks cannot share the global batch; empty if they can."""
+    training, micro_batches = config.training, _micro_batches(config)
+    if world_size <= micro_batches:
         return []
-    fitting = [size for size in range(1, micro_batches + 1) if micro_batches % size == 0]
     return [
         f"training.global_batch_samples {training.global_batch_samples} in micro-batches of "
-        f"{training.micro_batch_samples} makes {micro_batches} micro-batches, which {world_size} ranks cannot share "
-        f"evenly; world sizes that can: {', '.join(map(str, fitting))}"
+        f"{training.micro_batch_samples} makes {micro_batches} micro-batches a step, and {world_size} ranks want one "
+        "each; raise training.global_batch_samples, lower training.micro_batch_samples, or use fewer ranks"
     ]
+
+
+def idle_share(config: GibletConfig, world_size: int) -> float:
+    """The share of a step's passes in which a rank has nothing to do: 0 where the micro-batches share out evenly."""
+    micro_batches = _micro_batches(config)
+    passes = -(-micro_batches // world_size) * world_size
+    return 1 - micro_batches / passes
+
+
+def _micro_batches(config: GibletConfig) -> int:
+    return config.training.global_batch_samples // config.training.micro_batch_samples
 
 
 def notes(config: GibletConfig) -> list[str]:
@@ -64,31 +73,25 @@ def check_files(paths: Sequence[str | Path], overrides: Iterable[str] = ()) -> t
     source = " + ".join(map(str, paths))
     if not _is_values(tree):
         config = load_config_data(tree, overrides, source=source)
-        faults = world_size_faults(config, config.training.processes)
-        return _judged(config, faults, notes(config), source)
+        processes = config.training.processes
+        remarks = [*notes(config), *uneven_notes(config, {f"{processes} processes": processes})]
+        return _judged(config, world_size_faults(config, processes), remarks, source)
     values = _load_values(tree, overrides, source)
     config, workers = values.config, values.workers
-    faults = [
-        fault
-        for count in sorted({workers.min, workers.replicas, workers.max})
-        for fault in world_size_faults(config, count * workers.processes)
-    ]
-    return _judged(config, faults, [*notes(config), *elastic_notes(values)], source)
+    faults = world_size_faults(config, workers.max * workers.processes)
+    sizes = {f"{count} workers": count * workers.processes for count in range(workers.min, workers.max + 1)}
+    return _judged(config, faults, [*notes(config), *(uneven_notes(config, sizes) if not faults else [])], source)
 
 
-def elastic_notes(values: Values) -> list[str]:
-    """Numbers of workers that an elastic run can come to, and cannot train with."""
-    workers, config = values.workers, values.config
-    odd = [
-        str(count)
-        for count in range(workers.min + 1, workers.max)
-        if count != workers.replicas and world_size_faults(config, count * workers.processes)
-    ]
-    if not odd:
+def uneven_notes(config: GibletConfig, world_sizes: Mapping[str, int]) -> list[str]:
+    """World sizes, by what they come from, at which ranks stand idle for part of each step."""
+    shares = {source: idle_share(config, size) for source, size in world_sizes.items()}
+    told = [f"{source} ({share:.0%})" for source, share in shares.items() if share > 0]
+    if not told:
         return []
     return [
-        f"between workers.min {workers.min} and workers.max {workers.max}, {' and '.join(odd)} workers cannot share "
-        f"the micro-batches of training.global_batch_samples {config.training.global_batch_samples} evenly"
+        f"the {_micro_batches(config)} micro-batches of a step do not share out evenly over {', '.join(told)}: so much "
+        "of the GPUs' time is spent on passes that do not count; another training.global_batch_samples may suit better"
     ]
 
 

@@ -126,10 +126,13 @@ class NormStatistics:
 
     @contextmanager
     def micro_batch(self, index: int) -> Iterator[None]:
-        """Within this, training passes fill the slot of micro-batch `index`; the last of several wins."""
+        """Within this, training passes fill the slot of micro-batch `index`; the last of several wins.
+
+        Beyond the last micro-batch there is no slot, and a pass leaves nothing.
+        """
         start = 0
         for norm in self._norms:
-            norm.report_to = self._writer(index, start, norm.features)
+            norm.report_to = self._writer(index, start, norm.features) if index < self._micro_batches else _forget
             start += 2 * norm.features
         try:
             yield
@@ -156,6 +159,10 @@ class NormStatistics:
             for norm, mean, variance in zip(self._norms, means[::2], means[1::2], strict=True):
                 norm.update(mean, variance)
         self.slots.zero_()
+
+
+def _forget(mean: Tensor, variance: Tensor) -> None:
+    """For a pass that does not count."""
 
 
 def make_norm(features: int, kind: NormKind, *, shift_removed: bool = False) -> nn.Module:

@@ -67,7 +67,7 @@ def choose_device(settings: TrainingConfig, local_rank: int) -> torch.device:
 def join_world(config: GibletConfig) -> Iterator[World]:
     """Join the processes that torchrun started, or be the only one. Leaves the group again at the end.
 
-    Raises `ConfigError` before anything heavy if the ranks cannot share the micro-batches of a step evenly.
+    Raises `ConfigError` before anything heavy if there are more ranks than micro-batches in a step.
     """
     rank, size, local_rank = _environment("RANK", 0), _environment("WORLD_SIZE", 1), _environment("LOCAL_RANK", 0)
     check_world_size(size, config.training)
@@ -90,15 +90,14 @@ def join_world(config: GibletConfig) -> Iterator[World]:
 
 
 def check_world_size(size: int, settings: TrainingConfig) -> None:
-    """Raise `ConfigError` unless `size` ranks can share the micro-batches of a step evenly."""
+    """Raise `ConfigError` if there are more ranks than micro-batches in a step; any smaller number shares them."""
     micro_batches = settings.global_batch_samples // settings.micro_batch_samples
-    if micro_batches % size:
-        allowed = [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
+    if size > micro_batches:
         raise ConfigError(
-            f"{size} ranks cannot share the {micro_batches} micro-batches of a step evenly "
+            f"{size} ranks are more than the {micro_batches} micro-batches of a step "
             f"(training.global_batch_samples {settings.global_batch_samples} / training.micro_batch_samples "
-            f"{settings.micro_batch_samples}); ranks allowed: {', '.join(map(str, allowed))}",
-            remedy="change the number of ranks, or training.micro_batch_samples",
+            f"{settings.micro_batch_samples})",
+            remedy="use fewer ranks, or raise training.global_batch_samples, or lower training.micro_batch_samples",
         )
 
 

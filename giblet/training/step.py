@@ -50,8 +50,8 @@ class TrainStep:
         self._parallel, self._optimizer, self.losses, self._world = parallel, optimizer, losses, world
         self._settings, self._seed, self._total_steps = config.training, config.run.seed, total_steps
         self._bf16 = config.training.precision == "bf16"
-        micro_batches = config.training.global_batch_samples // config.training.micro_batch_samples
-        self._statistics = NormStatistics(parallel.module, micro_batches, world.device)
+        self._micro_batches = config.training.global_batch_samples // config.training.micro_batch_samples
+        self._statistics = NormStatistics(parallel.module, self._micro_batches, world.device)
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def __call__(self, step: int, batches: Sequence[Batch], *, stop_requested: bool = False) -> StepResult:
@@ -79,15 +79,19 @@ class TrainStep:
     def _backward(self, step: int, batches: Sequence[Batch], counts: Tensor) -> Tensor:
         """Gradients of all micro-batches of this rank; returns its share of each term, (4,)."""
         total = torch.zeros(len(TERMS), device=self._world.device)
-        for position, batch in enumerate(batches):
+        passes = math.ceil(self._micro_batches / self._world.size)
+        for position in range(passes):
             index = self._world.rank + position * self._world.size
+            # Every rank makes as many passes, for a sharded model gathers its weights in each: one that has run out
+            # repeats a micro-batch whose loss and statistics do not count.
+            counted = float(index < self._micro_batches)
             _seed_dropout(self._seed, step, index)
-            last = position == len(batches) - 1
-            with self._parallel.accumulate(last), self._statistics.micro_batch(index):
+            with self._parallel.accumulate(position == passes - 1), self._statistics.micro_batch(index):
+                batch = batches[position if counted else 0]
                 terms = forward_pass(self._parallel, batch, self.losses, counts, self._bf16).terms
                 # DDP and FSDP take the mean over ranks; the counts are of all ranks, so the sum is meant.
-                (self.losses.total(terms) * self._world.size).backward()  # type: ignore[no-untyped-call]
-            total += torch.stack([terms[name].detach() for name in TERMS])
+                (self.losses.total(terms) * (counted * self._world.size)).backward()  # type: ignore[no-untyped-call]
+            total += counted * torch.stack([terms[name].detach() for name in TERMS])
         return total
 
     def _check_finite(self, step: int, loss: float, norm: float) -> None:

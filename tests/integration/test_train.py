@@ -144,6 +144,14 @@ def test_one_rank_stopped_and_two_sharded_ranks_go_on(dataset, tmp_path, whole, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_three_ranks_that_share_four_micro_batches_unevenly_train_alike(dataset, tmp_path, whole, sharding):
+    result = launch_processes(config(tmp_path, "run", 3, sharding), dataset_path=dataset)
+    assert result.world_size == 3
+    close(result, whole[0])
+
+
+@pytest.mark.slow
 def test_two_sharded_ranks_killed_and_resumed_equal_uninterrupted_bit_for_bit(dataset, tmp_path):
     url, other = tmp_path / "a", tmp_path / "b"
     uninterrupted = launch_processes(config(other, "run", 2), dataset_path=dataset)
@@ -173,5 +181,5 @@ def test_a_fault_in_every_rank_is_told_once_as_what_it_is(dataset, tmp_path):
 
 
 def test_a_number_of_ranks_that_does_not_fit_is_refused_at_once(dataset, tmp_path):
-    with pytest.raises(ConfigError, match="3 ranks cannot share the 4 micro-batches"):
-        launch_processes(config(tmp_path, "run", 3), dataset_path=dataset)
+    with pytest.raises(ConfigError, match="5 ranks are more than the 4 micro-batches"):
+        launch_processes(config(tmp_path, "run", 5), dataset_path=dataset)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from giblet.config import GibletConfig, config_differences, load_config, load_config_data
-from giblet.config.check import check_file, world_size_faults
+from giblet.config.check import check_file, idle_share, world_size_faults
 from giblet.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -122,18 +122,21 @@ def test_resume_allows_some_changes_and_names_the_others() -> None:
     }
 
 
-def test_world_sizes_that_divide_the_batch() -> None:
+def test_a_rank_needs_a_micro_batch_and_may_stand_idle_for_a_part() -> None:
     config = load_config(None, ["training.global_batch_samples=12", "training.micro_batch_samples=2"])
-    assert [size for size in range(1, 9) if not world_size_faults(config, size)] == [1, 2, 3, 6]
-    assert "1, 2, 3, 6" in world_size_faults(config, 4)[0]
+    assert [size for size in range(1, 9) if not world_size_faults(config, size)] == [1, 2, 3, 4, 5, 6]
+    assert "7 ranks want one each" in world_size_faults(config, 7)[0]
+    assert [idle_share(config, size) for size in (1, 2, 3, 6)] == [0, 0, 0, 0]
+    assert idle_share(config, 4) == pytest.approx(2 / 8)
+    assert idle_share(config, 5) == pytest.approx(4 / 10)
 
 
 def test_check_reads_the_workers_too(tmp_path: Path) -> None:
     path = tmp_path / "values.yaml"
     path.write_text(
-        "workers: {replicas: 3, min: 1, max: 3, gpusPerWorker: 1}\nconfig: {training: {global_batch_samples: 8}}\n"
+        "workers: {replicas: 3, min: 1, max: 9, gpusPerWorker: 1}\nconfig: {training: {global_batch_samples: 8}}\n"
     )
-    with pytest.raises(ConfigError, match="3 ranks cannot share"):
+    with pytest.raises(ConfigError, match="9 ranks want one each"):
         check_file(path)
     path.write_text("workers: {replicas: 5, min: 1, max: 2, nprocPerNode: 1, gpu: 1}\nconfig: {}\n")
     with pytest.raises(ConfigError) as caught:

@@ -96,10 +96,10 @@ def test_every_shipped_overlay_fits_over_prod(name: str) -> None:
 def test_faults_of_a_combination_are_found_over_all_files(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(yaml.safe_dump({"workers": {"replicas": 3, "max": 3}}))
-    with pytest.raises(ConfigError, match="24 ranks cannot share evenly"):
+    with pytest.raises(ConfigError, match="24 ranks want one each"):
         check_files([ROOT / "configs/prod.yaml", overlay])
 
 
-def test_numbers_of_workers_that_cannot_share_a_step_are_named() -> None:
+def test_numbers_of_workers_that_stand_idle_for_a_part_are_named() -> None:
     _, notes = check_files([ROOT / "configs/prod.yaml", ROOT / "configs/elastic.yaml"])
-    assert any("5 and 7 workers cannot share" in note for note in notes)
+    assert any("evenly over 5 workers (4%), 7 workers (14%)" in note for note in notes)
