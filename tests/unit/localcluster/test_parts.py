@@ -290,7 +290,7 @@ def test_every_pod_in_k8s_is_restricted() -> None:
     pods = 0
     for file in sorted((REPOSITORY / "k8s").rglob("*.yaml")):
         for document in yaml.safe_load_all(file.read_text()):
-            if document and document["kind"] == "Deployment":
+            if document and document.get("kind") == "Deployment":
                 pods += 1
                 spec = document["spec"]["template"]["spec"]
                 assert spec["securityContext"]["runAsNonRoot"] is True, file

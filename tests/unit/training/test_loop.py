@@ -73,7 +73,7 @@ def test_the_checkpoint_holds_the_memory_of_its_own_step(dataset):
 def test_early_stopping_remembers_its_patience_across_a_resume(dataset, monkeypatch):
     scripted = {1: 5.0, 2: 4.0, 3: 4.5, 4: 4.6, 5: 4.7, 6: 4.8}
 
-    def validation(self, parallel):
+    def validation(self, parallel, on_batch):
         terms = dict.fromkeys(("bold", "video", "audio", "text", "bold_correlation", "token_accuracy"), 0.0)
         return {"loss": next(scores), **terms}
 

@@ -32,7 +32,7 @@ def test_metrics_are_served_while_it_lasts_and_say_what_the_log_says(tmp_path, m
     monkeypatch.setattr(MemoryStore, "close", lambda self: scrapes.append(read(port)))
     stream = io.StringIO()
     logs.configure("json", stream=stream, run="small", rank=0)
-    config = small_config(telemetry={"metrics_port": port}, training={"epochs": 1})
+    config = small_config(telemetry={"metrics_port": port, "last_scrape_seconds": 0}, training={"epochs": 1})
     train(config, dataset_path=dataset.path, make_store=lambda *_: MemoryStore())
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     steps = [line for line in lines if line["message"] == "step"]
