@@ -84,9 +84,9 @@ class Lab:
     # ------------------------------------------------------------------ what one sees
 
     def get(self, *words: str) -> Any:
-        """`kubectl get … -o json`, or an empty mapping where there is no such object."""
+        """`kubectl get … -o json`; an empty list where there is nothing."""
         done = self.cluster.kubectl("-n", NAMESPACE, "get", *words, "-o", "json", "--ignore-not-found")
-        return json.loads(done.stdout) if done.stdout else {}
+        return json.loads(done.stdout) if done.stdout else {"items": []}
 
     def conditions(self, job: str) -> set[str]:
         """The conditions of a PyTorchJob that hold."""
@@ -123,7 +123,7 @@ class Lab:
             self.cluster.kubectl("-n", NAMESPACE, "get", "pods,pytorchjobs,jobs", "-o", "wide", check=False).stdout
         ]
         parts.append(self.cluster.kubectl("-n", NAMESPACE, "get", "events", check=False).stdout[-4000:])
-        for pod in self.get("pods").get("items", []):
+        for pod in self.get("pods")["items"]:
             name = pod["metadata"]["name"]
             if name.startswith(release):
                 parts.append(f"--- {name}\n{self.logs(name, '--all-containers', '--tail=40')}")
