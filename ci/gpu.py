@@ -31,6 +31,7 @@ from giblet.data.prepared import PreparedDataset, file_sha256
 from giblet.models import Dimensions, MultimodalAutoencoder, resolve_dimensions
 from giblet.models.structure import meta_model
 from giblet.training.checkpointing import load_newest, training_tensors
+from giblet.training.heartbeat import Heartbeat
 from giblet.training.loop import Trainer, open_store
 from giblet.training.parallel import join_world
 from giblet.training.reporting import serving_metrics
@@ -93,7 +94,9 @@ def check(folder: Path, *, small: bool, steps: int) -> dict[str, str]:
     dataset = made_up_dataset(folder / "made-up", config)
     rows: dict[str, str] = {}
     with StopFlag() as stop, join_world(config) as world, serving_metrics(config, world) as metrics:
-        trainer, rows["build and fill"] = timed(lambda: Trainer(config, dataset, world, metrics, stop), world.device)
+        trainer, rows["build and fill"] = timed(
+            lambda: Trainer(config, dataset, world, metrics, stop, Heartbeat()), world.device
+        )
         store = open_store(config, metrics)
         trainer.restore(store)
         rows |= measure_steps(trainer, config, dataset, steps)
