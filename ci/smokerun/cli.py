@@ -107,7 +107,12 @@ def main() -> NoReturn:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    sys.exit(Smoke(options).run())
+    try:
+        smoke = Smoke(options)
+    except SmokeError as error:
+        print(f"ci/smoke: {error.word}: {error.message}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    sys.exit(smoke.run())
 
 
 class Smoke:

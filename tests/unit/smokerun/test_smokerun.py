@@ -296,3 +296,10 @@ def test_a_values_file_that_is_not_there_is_refused() -> None:
     done = smoke("-f", "nowhere.yaml")
     assert done.returncode == 2
     assert "nowhere.yaml cannot be read" in done.stdout
+
+
+def test_an_image_that_is_no_reference_is_refused_without_a_traceback() -> None:
+    done = smoke("--image", "registry.example.org/giblet@sha256:1")
+    assert done.returncode == 2
+    assert "is not of the form" in done.stderr
+    assert "Traceback" not in done.stderr
