@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from giblet.commands.common import Verbs, config_arguments, print_result
+from giblet.commands.common import Verbs, config_arguments, config_of, print_result
 
 if TYPE_CHECKING:
     from giblet.config import GibletConfig
@@ -76,10 +75,7 @@ def _add_prepare(verbs: Verbs) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    from giblet.config import load_config
-
-    overrides = [*options.overrides, *([f"data.bids={options.bids}"] if options.bids else [])]
-    config = load_config(options.config or os.environ.get("GIBLET_CONFIG"), overrides)
+    config = config_of(options, [f"data.bids={options.bids}"] if options.bids else [])
     dataset = _prepared(config, named=options.bids, publish_it=options.publish)
     manifest = dataset.manifest
     trs = {name: sum(stop - start for _, start, stop in blocks) for name, blocks in manifest.split.items()}

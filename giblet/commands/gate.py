@@ -9,10 +9,9 @@ import signal
 import time
 import types
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from giblet.commands.common import Verbs, config_arguments, print_result
+from giblet.commands.common import Verbs, config_arguments, config_of, print_result
 from giblet.errors import EXIT_CRASHED, ConfigError, GibletError, StoppedError
 from giblet.telemetry import logs
 
@@ -52,12 +51,10 @@ def _add_gate(verbs: Verbs) -> None:
 def _gate(options: argparse.Namespace) -> int:
     import logging
 
-    from giblet.config import load_config
     from giblet.launch.ending import Ending, of_error
     from giblet.telemetry.metrics import Metrics
 
-    path = options.config or (Path(found) if (found := os.environ.get("GIBLET_CONFIG")) else None)
-    config = load_config(path, options.overrides)
+    config = config_of(options)
     logs.configure(config.telemetry.log_format, run=config.run.name)
     job, namespace = (
         _named(given, variable, flag)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from giblet.commands.common import Verbs, config_arguments
+from giblet.commands.common import Verbs, config_arguments, config_of
 from giblet.telemetry import logs
 
 
@@ -32,16 +32,14 @@ def _add_launch(verbs: Verbs) -> None:
 
 
 def _launch(options: argparse.Namespace) -> int:
-    from giblet.config import load_config
     from giblet.errors import ConfigError
     from giblet.launch.ending import of_error, write_termination
     from giblet.launch.settings import FLAGS, read_settings, termination_log
     from giblet.storage.embedded import embedded_if_asked
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, and before torch reads it
-    source = options.config or os.environ.get("GIBLET_CONFIG")
     try:
-        config = load_config(source, options.overrides)
+        config = config_of(options)
         logs.configure(config.telemetry.log_format, run=config.run.name)
         flags = {name: getattr(options, name) for name in FLAGS}
         settings = read_settings(flags, os.environ, run=config.run.name, gpus=_gpus())

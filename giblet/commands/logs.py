@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 
-from giblet.commands.common import Verbs, config_arguments
+from giblet.commands.common import Verbs, config_arguments, config_of
 
 
 def add(verbs: Verbs) -> None:
@@ -29,11 +29,10 @@ def add(verbs: Verbs) -> None:
 
 def _logs(options: argparse.Namespace) -> int:
     from giblet.commands.runs import locate
-    from giblet.config import load_config
     from giblet.launch.kept import KeptLog, follow, list_logs
     from giblet.storage.embedded import embedded_if_asked
 
-    config = load_config(options.config, options.overrides)
+    config = config_of(options)
     with embedded_if_asked(config.checkpoint):
         storage, run = locate(options.run or config.run.name, config)
         found = list_logs(storage, run, options.start)

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from giblet.commands.common import Verbs, config_arguments, say
+from giblet.commands.common import Verbs, config_arguments, config_of, say
 
 SERVICE_ACCOUNT_TOKEN = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
@@ -30,12 +30,10 @@ def _preflight(options: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from giblet.config import load_config
     from giblet.storage.embedded import embedded_if_asked
     from giblet.verify.preflight import Finding, exit_code_of, kubernetes_may, preflight
 
-    path = options.config or (Path(found) if (found := os.environ.get("GIBLET_CONFIG")) else None)
-    config = load_config(path, options.overrides)
+    config = config_of(options)
     namespace = os.environ.get("GIBLET_NAMESPACE", "")
     known = os.environ.get("KUBECONFIG") or SERVICE_ACCOUNT_TOKEN.exists()
     may = kubernetes_may(namespace) if namespace and known else None

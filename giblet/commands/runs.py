@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from giblet.commands.common import Verbs, config_arguments, print_result
+from giblet.commands.common import Verbs, config_arguments, config_of, print_result
 
 if TYPE_CHECKING:
     from giblet.config import GibletConfig
@@ -96,11 +96,10 @@ def _add_import(verbs: Verbs) -> None:
 
 def _list(options: argparse.Namespace) -> int:
     from giblet.checkpoint.runs import list_runs
-    from giblet.config import load_config
     from giblet.storage import open_storage
     from giblet.storage.embedded import embedded_if_asked
 
-    config = load_config(options.config, options.overrides)
+    config = config_of(options)
     with embedded_if_asked(config.checkpoint):
         runs = list_runs(open_storage(config.checkpoint.url, config.checkpoint))
     rows = [
@@ -122,7 +121,7 @@ def _show(options: argparse.Namespace) -> int:
     from giblet.checkpoint.runs import list_checkpoints
     from giblet.storage.embedded import embedded_if_asked
 
-    config = _config(options)
+    config = config_of(options)
     with embedded_if_asked(config.checkpoint):
         storage, run = locate(options.run, config)
         if options.ledger:
@@ -229,7 +228,7 @@ def _prune(options: argparse.Namespace) -> int:
     from giblet.errors import ConfigError
     from giblet.storage.embedded import embedded_if_asked
 
-    config = _config(options)
+    config = config_of(options)
     settings = config.checkpoint
     if options.keep_last is not None:
         if options.keep_last < 1:
@@ -259,7 +258,7 @@ def _export(options: argparse.Namespace) -> int:
     from giblet.storage.embedded import embedded_if_asked
     from giblet.training.legacy import export_legacy
 
-    config = _config(options)
+    config = config_of(options)
     with embedded_if_asked(config.checkpoint):
         checkpoint = open_checkpoint(options.url, config.checkpoint)
         if options.format == "legacy":
@@ -280,19 +279,13 @@ def _import(options: argparse.Namespace) -> int:
     from giblet.storage.embedded import embedded_if_asked
     from giblet.training.legacy import import_legacy, read_legacy
 
-    config = _config(options)
+    config = config_of(options)
     read_legacy(options.file)  # what is no such file is refused before anything is prepared
     with embedded_if_asked(config.checkpoint):
         ref = import_legacy(options.file, config, ensure_prepared(config))
     row = {"run": ref.run, "step": ref.step, "attempt": ref.attempt, "url": f"{config.checkpoint.url}/{ref.prefix}"}
     print_result(options, row, f"run {ref.run} begins with the weights of {options.file}; go on with `giblet train`")
     return 0
-
-
-def _config(options: argparse.Namespace) -> GibletConfig:
-    from giblet.config import load_config
-
-    return load_config(options.config, options.overrides)
 
 
 def locate(run: str, config: GibletConfig) -> tuple[Storage, str]:

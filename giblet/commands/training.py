@@ -7,7 +7,7 @@ import contextlib
 from dataclasses import asdict
 from pathlib import Path
 
-from giblet.commands.common import Verbs, config_arguments, print_result
+from giblet.commands.common import Verbs, config_arguments, config_of, print_result
 from giblet.telemetry import logs
 
 
@@ -33,12 +33,11 @@ def _add_train(verbs: Verbs) -> None:
 def _train(options: argparse.Namespace) -> int:
     import os
 
-    from giblet.config import load_config
     from giblet.data.ensure import ensure_prepared
     from giblet.storage.embedded import embedded_if_asked
     from giblet.training import launch_processes, train
 
-    config = load_config(options.config, options.overrides)
+    config = config_of(options)
     logs.configure(config.telemetry.log_format, run=config.run.name)
     started_by_torchrun = "RANK" in os.environ
     with contextlib.nullcontext() if started_by_torchrun else embedded_if_asked(config.checkpoint):
@@ -70,14 +69,13 @@ def _add_evaluate(verbs: Verbs) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from giblet.config import load_config
     from giblet.data.ensure import ensure_prepared
     from giblet.evaluate.checkpoint import choose_checkpoint, load_model, run_facts
     from giblet.evaluate.evaluate import evaluate
     from giblet.storage import open_storage
     from giblet.storage.embedded import embedded_if_asked
 
-    config = load_config(options.config, options.overrides)
+    config = config_of(options)
     dataset = ensure_prepared(config)
     with embedded_if_asked(config.checkpoint):
         storage = open_storage(config.checkpoint.url, config.checkpoint)

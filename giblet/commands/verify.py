@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from giblet.commands.common import Verbs, config_arguments, say
+from giblet.commands.common import Verbs, config_arguments, config_of, config_path, say
 
 if TYPE_CHECKING:
     from giblet.config import GibletConfig
@@ -45,13 +45,13 @@ def _verify(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from giblet.checkpoint.layout import split_address
-    from giblet.config import GibletConfig, load_config
+    from giblet.config import GibletConfig
     from giblet.errors import ConfigError
     from giblet.storage import open_storage
     from giblet.storage.embedded import embedded_if_asked
     from giblet.verify import record, render, verify
 
-    config = load_config(options.config, options.overrides) if options.config or options.overrides else None
+    config = config_of(options) if config_path(options) or options.overrides else None
     settings = config or GibletConfig()
     if (options.url is None) == (options.diff is None):
         raise ConfigError("name one checkpoint, or two with --diff", remedy="giblet verify URL")

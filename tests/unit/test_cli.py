@@ -72,3 +72,14 @@ def test_each_verb_says_what_is_wrong_and_ends_with_its_code(
     assert "giblet: error:" in captured.err
     assert said in captured.err.replace("\n", " ")
     assert captured.out == ""
+
+
+def test_a_verb_without_config_reads_the_pods(tmp_path, monkeypatch, capsys):
+    """In a pod of the chart GIBLET_CONFIG names the file; `--config` wins over it."""
+    for name in ("pod", "given"):
+        (tmp_path / f"{name}.yaml").write_text(f"config: {{checkpoint: {{url: {tmp_path / name}}}}}")
+    monkeypatch.setenv("GIBLET_CONFIG", str(tmp_path / "pod.yaml"))
+    assert main(["runs"]) == 0
+    assert f"no runs under {tmp_path / 'pod'}" in capsys.readouterr().out
+    assert main(["runs", "--config", str(tmp_path / "given.yaml")]) == 0
+    assert f"no runs under {tmp_path / 'given'}" in capsys.readouterr().out
