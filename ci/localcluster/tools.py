@@ -76,6 +76,7 @@ UNPACKED_PACKAGES: Mapping[str, tuple[str, ...]] = {
     "catatonit": ("usr/bin/catatonit",),
     "docker-registry": ("usr/bin/docker-registry",),
     "busybox": ("bin/busybox",),
+    "prometheus-pushgateway": ("usr/bin/prometheus-pushgateway",),  # for the monitoring tests; no cluster has it
 }
 # program → the package that is installed when it is missing
 INSTALLED_PACKAGES: Mapping[str, str] = {

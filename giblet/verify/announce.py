@@ -14,7 +14,7 @@ from giblet.checkpoint.layout import CheckpointRef
 from giblet.checkpoint.records import read_record
 from giblet.storage import Storage
 from giblet.telemetry.logs import get_logger
-from giblet.telemetry.metrics import Metrics
+from giblet.telemetry.metrics import METRICS, Metrics
 from giblet.verify.jobs import EventKind, Job, Jobs, JobsUnavailableError
 from giblet.verify.report import VERDICT_NUMBERS, Report
 
@@ -89,12 +89,18 @@ def _tried(what: str, call: Callable[[], Any]) -> bool:
 
 
 def push(metrics: Metrics, url: str | None, namespace: str) -> None:
-    """Tell a Pushgateway all of `metrics`, in place of what it was told before of this run; nothing without `url`."""
+    """Tell a Pushgateway what was verified, in place of what it was told before of this run; nothing without `url`.
+
+    Only that: a gateway goes on telling what it was told, and "the job is active" would stay true in it for ever.
+    """
     if url is None:
         return
+    verdicts = metrics.registry.restricted_registry(
+        [metric.full_name for metric in METRICS if metric.name.startswith("verify_")]
+    )
     try:
         prometheus_client.push_to_gateway(
-            url, PUSH_JOB, metrics.registry, _grouping(metrics.run, namespace), timeout=_PUSH_SECONDS
+            url, PUSH_JOB, verdicts, _grouping(metrics.run, namespace), timeout=_PUSH_SECONDS
         )
     except OSError as error:
         log.warning("the Pushgateway was not told", url=url, error=f"{type(error).__name__}: {error}")

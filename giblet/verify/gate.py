@@ -120,7 +120,8 @@ class Gate:
         if report is None or newest is None:
             raise CheckpointError(
                 f"{self._storage.url}: run {self._run} has no checkpoint, and its job has ended ({sight.what})",
-                remedy="read the job's log; checkpoint.save_every_epochs and save_every_steps say when it saves",
+                remedy="read the job's log; checkpoint.save_every_epochs and save_every_steps say when it saves, and "
+                "`giblet runs` shows quarantined ones, which do not count",
             )
         if self._untold is not None:
             self._tell_job(sight.job, *self._untold)
@@ -156,7 +157,7 @@ class Gate:
         return bool(waiting)
 
     def _judge(self, ref: CheckpointRef, job: Job | None) -> Report | None:
-        """Read one checkpoint back, record and announce the verdict; None if retention removed it meanwhile."""
+        """Read one checkpoint back, record and announce the verdict; None if it was removed or quarantined by then."""
         url = f"{self._storage.url}/{ref.prefix.rstrip('/')}"
         log.info("judging", step=ref.step, checkpoint=url)
         try:
@@ -171,6 +172,9 @@ class Gate:
             report = None
         if report is None or (report.exit_code and not self._is_there(ref)):
             log.info("removed by retention while it was read", step=ref.step)
+            return None
+        if self._patiently(lambda: self._storage.head(ref.quarantine_key)) is not None:
+            log.warning("quarantined while it was read, so it is passed over", step=ref.step, verdict=report.verdict)
             return None
         self._judged[ref] = report
         verified = self._patiently(lambda: record(report, self._storage, ref))
@@ -188,7 +192,9 @@ class Gate:
         return announce.tell_job(self._jobs, job, report, ref, verified, f"{self._storage.url}/{ref.report_key}")
 
     def _commits(self) -> list[CheckpointRef]:
-        return self._patiently(lambda: [found.ref for found in survey(self._storage, self._run) if found.committed])
+        """What may be judged. A quarantined checkpoint was found bad already, and nobody resumes from it."""
+        found = self._patiently(lambda: survey(self._storage, self._run))
+        return [entry.ref for entry in found if entry.committed and not entry.quarantined]
 
     def _newest(self) -> CheckpointRef | None:
         return max(self._commits(), default=None)

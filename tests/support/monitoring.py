@@ -49,6 +49,26 @@ def program(name: str) -> Path:
     return Path(installed)
 
 
+@contextlib.contextmanager
+def pushgateway() -> Iterator[str]:
+    """A real Pushgateway on loopback, Debian's; yields its address."""
+    from localcluster.settings import Paths
+    from localcluster.tools import Toolbox
+
+    name = "prometheus-pushgateway"
+    path = Toolbox(Paths.from_environment().cache).debian(name)
+    found = str(path) if path.exists() else shutil.which(name) or shutil.which("pushgateway")
+    if found is None:
+        pytest.skip(f"{name} is neither installed nor unpacked (ci/cluster build)")
+    address = f"127.0.0.1:{free_port()}"
+    with subprocess.Popen([found, f"--web.listen-address={address}", "--log.level=error"]) as process:
+        try:
+            _wait_until_ready(f"http://{address}/-/ready", process)
+            yield f"http://{address}"
+        finally:
+            process.terminate()
+
+
 def promtool() -> Path:
     """The path of promtool."""
     return program("promtool")
@@ -114,17 +134,12 @@ class Prometheus:
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from None
 
-    def wait_until_ready(self, seconds: float = 60.0) -> None:
+    def wait_until_ready(self) -> None:
         """Returns once it answers."""
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/-/ready", timeout=5).close()
-                return
-            except OSError:  # refused, or 503 as yet
-                assert self._process.poll() is None, self.log.read_text()
-                assert time.monotonic() < deadline, self.log.read_text()
-                time.sleep(0.1)
+        try:
+            _wait_until_ready(f"http://127.0.0.1:{self.port}/-/ready", self._process)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log.read_text()}") from None
 
     def samples(self, query: str) -> list[dict[str, Any]]:
         """The series of an instant query that have a number now."""
@@ -135,6 +150,18 @@ class Prometheus:
         """End it."""
         self._process.terminate()
         self._process.wait(30)
+
+
+def _wait_until_ready(address: str, process: subprocess.Popen[Any], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        except OSError:  # refused, or 503 as yet
+            assert process.poll() is None, f"it ended with {process.returncode}"
+            assert time.monotonic() < deadline, f"{address} did not answer in time"
+            time.sleep(0.1)
 
 
 def free_port() -> int:

@@ -63,12 +63,14 @@ def report(*checks: Check) -> Report:
 def test_the_gateway_is_told_and_forgets(gateway):
     metrics = Metrics("movie")
     tell_metrics(metrics, report(Check("finite", "failed", "w has 3 NaN")))
+    metrics.set("job_active", 1)
     push(metrics, gateway.url, "lab")
     ((path, body),) = gateway.groups.items()
     assert path.startswith("/metrics/job/giblet_verify/")
     assert "/run/movie" in path
     assert "/namespace/lab" in path
     assert 'giblet_verify_verdict{run="movie"} 0.0' in body
+    assert "job_active" not in body, "it would stay true for ever"
     other = Metrics("other")
     push(other, gateway.url, "lab")
     assert forget("movie", gateway.url, "lab")
