@@ -61,7 +61,8 @@ def pushgateway() -> Iterator[str]:
     if found is None:
         pytest.skip(f"{name} is neither installed nor unpacked (ci/cluster build)")
     address = f"127.0.0.1:{free_port()}"
-    with subprocess.Popen([found, f"--web.listen-address={address}", "--log.level=error"]) as process:
+    command = [found, f"--web.listen-address={address}", "--persistence.file=", "--log.level=error"]
+    with subprocess.Popen(command) as process:
         try:
             _wait_until_ready(f"http://{address}/-/ready", process)
             yield f"http://{address}"
