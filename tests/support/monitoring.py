@@ -100,13 +100,18 @@ class Target:
 
 
 class Prometheus:
-    """A real server on loopback, scraping each half second and evaluating giblet's rules each second."""
+    """A real server on loopback, scraping each half second and evaluating giblet's rules each second.
 
-    def __init__(self, folder: Path, targets: Sequence[Target]) -> None:
+    A series counts as gone `lookback_seconds` after its last sample, if not before.
+    """
+
+    def __init__(
+        self, folder: Path, targets: Sequence[Target], *, rules: Path = RULES, lookback_seconds: float = 300.0
+    ) -> None:
         self.port = free_port()
         config = {
             "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "1s"},
-            "rule_files": [str(RULES)],
+            "rule_files": [str(rules)],
             "scrape_configs": [
                 {
                     "job_name": target.job,
@@ -122,6 +127,7 @@ class Prometheus:
         command = [
             program("prometheus"), f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
             f"--web.listen-address=127.0.0.1:{self.port}", "--enable-feature=exemplar-storage", "--log.level=warn",
+            f"--query.lookback-delta={round(lookback_seconds * 1000)}ms",
         ]  # fmt: skip
         with self.log.open("w") as stream:
             self._process = subprocess.Popen(command, stdout=stream, stderr=stream)
