@@ -1,1 +1,1 @@
-"""Parts of ci/bench.py."""
+"""Parts of ci/bench.py: each module has `rows(options)`, which measures its subject and returns lines of the table."""
