@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from giblet.commands.common import Verbs, config_arguments, config_of, config_path, say
 
 if TYPE_CHECKING:
     from giblet.config import GibletConfig
+    from giblet.verify.report import Report
+    from giblet.verify.sources import Source
 
 
 def add(verbs: Verbs) -> None:
@@ -34,6 +37,13 @@ def _add_verify(verbs: Verbs) -> None:
         "--restore", action=argparse.BooleanOptionalAction,
         help="also load it into the model and score it (default: verify.restore where --config is given)",
     )  # fmt: skip
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE",
+        help="also write a page: checks, how the values of every tensor lie, what changed since the checkpoint before",
+    )  # fmt: skip
+    parser.add_argument(
+        "--against", metavar="URL", help="with --html: the checkpoint to compare with (default: the one before it)"
+    )
     parser.add_argument("--record", action="store_true", help="write the report into the run and move verified.json")
     parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
     parser.set_defaults(verb=_verify)
@@ -50,6 +60,7 @@ def _verify(options: argparse.Namespace) -> int:
     from giblet.storage import open_storage
     from giblet.storage.embedded import embedded_if_asked
     from giblet.verify import record, render, verify
+    from giblet.verify.opening import open_source
 
     config = config_of(options) if config_path(options) or options.overrides else None
     settings = config or GibletConfig()
@@ -57,9 +68,13 @@ def _verify(options: argparse.Namespace) -> int:
         raise ConfigError("name one checkpoint, or two with --diff", remedy="giblet verify URL")
     if options.diff is not None:
         return _diff(options, settings)
+    _check_page(options)
     restore = options.restore if options.restore is not None else config is not None and config.verify.restore
     with embedded_if_asked(settings.checkpoint):
-        report = verify(options.url, config=config, restore=restore)
+        against = open_source(options.against, None, settings.checkpoint) if options.against is not None else None
+        report = verify(options.url, config=config, restore=restore, distributions=options.html is not None)
+        if options.html is not None:
+            _write_page(options.html, report, against, settings)
         if options.record:
             record(report, open_storage(split_address(report.url)[0], settings.checkpoint))
     if options.json:
@@ -67,6 +82,25 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         render(report, Console())
     return report.exit_code
+
+
+def _check_page(options: argparse.Namespace) -> None:
+    """What is wrong with the page is said before gigabytes are read."""
+    from giblet.errors import ConfigError
+
+    if options.against is not None and options.html is None:
+        raise ConfigError("--against is for the page of --html", remedy="add --html FILE, or use --diff A B")
+    if options.html is not None and not options.html.absolute().parent.is_dir():
+        raise ConfigError(f"--html {options.html}: there is no folder {options.html.parent}", remedy="make it first")
+    if options.html is not None and options.html.is_dir():
+        raise ConfigError(f"--html {options.html}: is a folder", remedy="name a file in it")
+
+
+def _write_page(path: Path, report: Report, against: Source | None, settings: GibletConfig) -> None:
+    from giblet.verify.page import write_page
+    from giblet.verify.previous import compare
+
+    write_page(path, report, compare(report, against, config=settings.checkpoint))
 
 
 def _diff(options: argparse.Namespace, settings: GibletConfig) -> int:

@@ -168,15 +168,17 @@ def is_step_count(name: str) -> bool:
 
 
 def dead(evidence: Evidence) -> Check:
-    """No tensor is all zero but those that the architecture explains."""
+    """No tensor is all zero but those that the architecture explains. Every other one is among the check's tensors."""
     zero = [name for name, found in evidence.statistics.items() if found.all_zero]
     weights = evidence.source.weights
     unexplained = tuple(name for name in zero if name in weights and weights[name] not in evidence.expectation.zero)
+    idle = tuple(name for name in zero if name not in weights and not _may_be_idle(evidence, name))
     if unexplained:
-        return Check("dead", "failed", f"all zero, which nothing explains: {named(unexplained)}", unexplained)
+        detail = f"all zero, which nothing explains: {named(unexplained)}"
+        detail += f"; the optimizer never moved {named(idle)}" if idle else ""
+        return Check("dead", "failed", detail, unexplained + idle)
     explained = [name for name in zero if name in weights]
     detail = f"no weight is all zero but {named(explained)}, as it must" if explained else "no weight is all zero"
-    idle = tuple(name for name in zero if name not in weights and not _may_be_idle(evidence, name))
     if idle:
         return Check("dead", "warning", f"{detail}; the optimizer never moved {named(idle)}", idle)
     return Check("dead", "passed", detail)

@@ -34,12 +34,13 @@ def verify(
     restore: bool = False,
     dataset: str | Path | None = None,
     device: str = "cpu",
+    distributions: bool = False,
 ) -> Report:
     """Judge the checkpoint at `url`: a run (its newest), a checkpoint's folder or manifest, or another tool's file.
 
     `config` is what the checkpoint should match (None: the one recorded in it). `restore` also loads it into the model
     and scores it on `dataset` (None: the prepared dataset that it names, where it is on this machine). Memory stays
-    under 600 MB unless `restore` is asked for.
+    under 600 MB unless `restore` is asked for. `distributions` also counts how each tensor's values lie, for the page.
 
     Raises `CheckpointError` if there is no checkpoint or it is refused, and storage's own errors: then nothing was
     judged.
@@ -53,7 +54,7 @@ def verify(
     limit = (config or GibletConfig()).verify.magnitude_limit
     total = sum(item.size_bytes for item in source.objects)
     with progress("verify", total=total, unit="bytes") as bar:
-        result = stream(source, limit, bar=bar)
+        result = stream(source, limit, bar=bar, distributions=distributions)
     evidence = gather(source, result, config, limit)
     checks = [check(evidence) for check in (complete, structure, finite, magnitude, dead, consistent)]
     scores: dict[str, float] = {}
@@ -82,6 +83,8 @@ def verify(
         scores=scores,
         state={name: value for name, value in source.state.items() if name not in ("config", "history")},
         judged_unix_seconds=time.time(),
+        kinds=_kinds(source),
+        distributions=result.distributions,
     )
     _tell(report)
     return report
@@ -139,10 +142,17 @@ def _facts(
     return dimensions, hrf_kernel(config, float(tr_seconds))
 
 
+def _kinds(source: Source) -> dict[str, str]:
+    """Which group each tensor belongs to: model, optimizer, other."""
+    return {
+        name: "model" if name in source.weights else "optimizer" if name.startswith("optim") else "other"
+        for name in source.tensors
+    }
+
+
 def _groups(source: Source, result: StreamResult) -> dict[str, Group]:
     members: dict[str, list[str]] = {}
-    for name in source.tensors:
-        kind = "model" if name in source.weights else "optimizer" if name.startswith("optim") else "other"
+    for name, kind in _kinds(source).items():
         members.setdefault(kind, []).append(name)
     return {kind: _group(source, result, names) for kind, names in members.items()}
 

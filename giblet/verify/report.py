@@ -12,8 +12,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from giblet.errors import EXIT_OK, EXIT_UNSAFE
+from giblet.verify.distribution import Distribution
 from giblet.verify.sources import TensorRecord
 from giblet.verify.statistics import TensorStatistics
+from giblet.verify.wording import in_bytes, time_text
 
 Verdict = Literal["SAFE", "SAFE WITH WARNINGS", "UNSAFE"]
 Status: TypeAlias = Literal["passed", "warning", "failed", "skipped"]
@@ -78,6 +80,10 @@ class Report:
     scores: Mapping[str, float] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
     judged_unix_seconds: float = 0.0
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """Which of the groups each tensor belongs to."""
+    distributions: Mapping[str, Distribution] = field(default_factory=dict)
+    """Of each tensor, where they were asked for."""
 
     @property
     def verdict(self) -> Verdict:
@@ -195,8 +201,8 @@ def render(report: Report, console: Console) -> None:
         console.print(f"[dim]note: {escape(note)}[/dim]", highlight=False)
     rate = report.bytes_read / max(report.seconds, 1e-9) / 1e9
     console.print(
-        f"[{_VERDICT_COLOURS[report.verdict]}] {report.verdict} [/] {report.bytes_read / 1e9:.2f} GB read back in "
-        f"{report.seconds:.1f} s ({rate:.1f} GB/s)",
+        f"[{_VERDICT_COLOURS[report.verdict]}] {report.verdict} [/] {in_bytes(report.bytes_read)} read back in "
+        f"{time_text(report.seconds)}" + (f" ({rate:.1f} GB/s)" if report.bytes_read >= 1e9 else ""),
         highlight=False,
     )
 

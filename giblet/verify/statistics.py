@@ -167,7 +167,7 @@ class Meter:
     def _block(self, data: Array, form: NumberFormat, limit: float) -> TensorStatistics:
         if form.kind == "byte":
             values = self._wide[: data.size]
-            np.take(_byte_values(form.name), data, out=values)
+            np.take(byte_values(form.name), data, out=values)
             return self._ieee(values.view(np.uint32), "float32", limit)
         values = data.view(form.numpy)
         if form.kind == "integer":
@@ -192,7 +192,7 @@ class Meter:
         if largest >= infinity:
             usable = ordered[ordered < infinity]
             largest = int(usable.max()) if usable.size else 0
-        found.absmax = _magnitude(largest >> 1, name)
+        found.absmax = magnitude_of(largest >> 1, name)
         if largest:
             self._moments(found, self._widened(bits, name), finite=found.nan + found.inf == 0)
         return found
@@ -241,14 +241,15 @@ class Meter:
 
 
 @lru_cache
-def _byte_values(name: str) -> Array:
+def byte_values(name: str) -> Array:
     """The 256 numbers of an 8-bit float."""
     codes = torch.arange(256, dtype=torch.int16).to(torch.uint8)
     values = codes.view(getattr(torch, name)).to(torch.float32)
     return np.asarray(values.numpy())
 
 
-def _magnitude(pattern: int, name: str) -> float:
+def magnitude_of(pattern: int, name: str) -> float:
+    """The number with these bits (sign 0) in a format."""
     if name == "bfloat16":
         pattern, name = pattern << 16, "float32"
     size = {"float64": 8, "float32": 4, "float16": 2}[name]
@@ -261,7 +262,7 @@ def _limit_pattern(limit: float, name: str) -> int:
     low, high = 0, _INFINITY[name] - 1
     while low < high:
         middle = (low + high + 1) // 2
-        if _magnitude(middle, name) <= limit:
+        if magnitude_of(middle, name) <= limit:
             low = middle
         else:
             high = middle - 1

@@ -18,6 +18,7 @@ from giblet.errors import CheckpointError
 from giblet.storage.base import Storage
 from giblet.telemetry.progress import Bar
 from giblet.verify.crc import join
+from giblet.verify.distribution import Distribution, distribution
 from giblet.verify.sources import Reader, Source, StoredObject
 from giblet.verify.statistics import BLOCK_BYTES, Array, Meter, NumberFormat, TensorStatistics, is_second_moment
 
@@ -34,6 +35,8 @@ class StreamResult:
     bytes_read: int = 0
     faults: list[str] = field(default_factory=list)
     checksums_checked: int = 0
+    distributions: dict[str, Distribution] = field(default_factory=dict)
+    """Of each tensor, where they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +64,18 @@ class _Measured:
     statistics: dict[str, TensorStatistics]
 
 
-def stream(source: Source, magnitude_limit: float, *, bar: Bar | None = None) -> StreamResult:
-    """Read, hash and measure every byte of `source`.
+def stream(
+    source: Source, magnitude_limit: float, *, bar: Bar | None = None, distributions: bool = False
+) -> StreamResult:
+    """Read, hash and measure every byte of `source`; `distributions` also counts how each tensor's values lie.
 
     Bytes that are not there are faults, not errors; storage that does not answer raises its own error.
     """
     statistics = {name: TensorStatistics() for name in source.tensors}
     formats = {name: record.format() for name, record in source.tensors.items()}
     result = StreamResult(statistics, faults=[f"{name}: missing" for name in source.missing])
-    crew = _Crew(source.storage, magnitude_limit, formats)
+    sizes = {name: record.elements for name, record in source.tensors.items()} if distributions else {}
+    crew = _Crew(source.storage, magnitude_limit, formats, sizes)
     with ThreadPoolExecutor(crew.threads, thread_name_prefix="verify") as pool:
         try:
             for item, spans in _measured(source, pool, crew, result):
@@ -86,6 +92,7 @@ def stream(source: Source, magnitude_limit: float, *, bar: Bar | None = None) ->
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             crew.close()
+    result.distributions = crew.distributions()
     return result
 
 
@@ -159,12 +166,18 @@ def _runs(item: StoredObject) -> Iterator[_Run]:
 
 
 class _Crew:
-    """The threads' work: each has its own reader and its own meter."""
+    """The threads' work: each has its own reader and its own meter.
 
-    def __init__(self, storage: Storage, magnitude_limit: float, formats: dict[str, NumberFormat]) -> None:
-        self._storage, self._limit, self._formats = storage, magnitude_limit, formats
+    `sizes`: the tensors, and their elements, of which it is gathered how their values lie.
+    """
+
+    def __init__(
+        self, storage: Storage, magnitude_limit: float, formats: dict[str, NumberFormat], sizes: dict[str, int]
+    ) -> None:
+        self._storage, self._limit, self._formats, self._sizes = storage, magnitude_limit, formats, sizes
         self._own = threading.local()
         self._readers: list[Reader] = []
+        self._counted: list[dict[str, Distribution]] = []
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
         self.threads = max(2, min(cores, 8)) if Reader(storage, 0).local else REMOTE_READS
 
@@ -173,12 +186,22 @@ class _Crew:
         for reader in self._readers:
             reader.close()
 
+    def distributions(self) -> dict[str, Distribution]:
+        """What the threads gathered, put together."""
+        whole = {name: distribution(self._formats[name], elements) for name, elements in self._sizes.items()}
+        for counted in self._counted:
+            for name, part in counted.items():
+                whole[name].merge(part)
+        return whole
+
     def measure(self, span: _Span) -> list[_Measured]:
         """Read, hash and measure one span."""
         if not hasattr(self._own, "reader"):
             self._own.reader = Reader(self._storage, BLOCK_BYTES)
             self._own.meter = Meter(self._limit)
+            self._own.counted = {}
             self._readers.append(self._own.reader)
+            self._counted.append(self._own.counted)
         reader: Reader = self._own.reader
         blocks = _in_place(reader, span) if reader.local else _fetched(reader, span)
         return [self._measure_run(span.item, run, parts, self._own.meter) for run, parts in blocks]
@@ -198,7 +221,15 @@ class _Crew:
                     whole = part[: part.size - part.size % form.item_bytes]
                     done[key] = meter.measure(whole, form, squares=key[1])
                 measured.statistics[name].merge(done[key])
+            for name in owners.keys() & self._sizes.keys():
+                self._count(name, part)
         return measured
+
+    def _count(self, name: str, part: Array) -> None:
+        counted: dict[str, Distribution] = self._own.counted
+        if name not in counted:
+            counted[name] = distribution(self._formats[name], self._sizes[name])
+        counted[name].add(part[: part.size - part.size % self._formats[name].item_bytes])
 
 
 def _in_place(reader: Reader, span: _Span) -> Iterator[tuple[_Run, Iterator[Array]]]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import nibabel
@@ -19,6 +18,7 @@ from giblet.evaluate.filtering import RunFilter
 from giblet.evaluate.results import RunFacts
 from giblet.evaluate.subject import Rows
 from tests.support.evaluation import tiny
+from tests.support.html import Page
 
 FACTS = RunFacts(
     run="tiny <run>",
@@ -76,32 +76,6 @@ def test_summary_is_strict_json_with_every_system(evaluated):
     assert saved["dataset"]["trs"]["test"] == 80
     assert set(saved["subjects"]["sub-02"]["band_weights"]) == {"video", "motion", "audio", "text"}
     assert model.training, "the model is left in the mode in which it was"
-
-
-class Page(HTMLParser):
-    """Collects what a browser would load, the text, and whether tags are balanced."""
-
-    VOID = frozenset({"meta", "img", "br", "link", "hr", "input"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.sources: list[str] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.sources += [value for name, value in attributes if name in ("src", "href", "srcset", "data")]
-        assert tag != "script"
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
 
 
 def test_page_is_whole_self_contained_and_honest(evaluated):
