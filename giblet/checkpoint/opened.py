@@ -58,12 +58,22 @@ def open_checkpoint(
 
 def read_manifest(storage: Storage, prefix: str) -> Manifest:
     """The manifest in a checkpoint's folder. Raises `CheckpointError` if there is none, or a damaged one."""
-    where = f"{storage.url}/{prefix}{layout.MANIFEST}"
+    return Manifest.parse(manifest_body(storage, prefix), manifest_url(storage, prefix))
+
+
+def manifest_url(storage: Storage, prefix: str) -> str:
+    """Where the manifest of a checkpoint's folder lies, for people."""
+    return f"{storage.url}/{prefix}{layout.MANIFEST}"
+
+
+def manifest_body(storage: Storage, prefix: str) -> bytes:
+    """The manifest's bytes. Raises `CheckpointError` if there is none."""
     try:
-        return Manifest.parse(storage.get(prefix + layout.MANIFEST), where)
+        return storage.get(prefix + layout.MANIFEST)
     except KeyError:
         raise CheckpointError(
-            f"{where}: there is none, so this is no committed checkpoint", remedy="list them with `giblet runs`"
+            f"{manifest_url(storage, prefix)}: there is none, so this is no committed checkpoint",
+            remedy="list them with `giblet runs`",
         ) from None
 
 

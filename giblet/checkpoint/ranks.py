@@ -90,19 +90,33 @@ class Ranks:
             raise outcome.error
         return outcome.value  # type: ignore[return-value]
 
-    def on_all(self, work: Callable[[], T]) -> list[T]:
-        """Does it on every rank; if it failed on any, the lowest such rank's error is raised on all."""
-        outcomes = self.all_gather(_attempt(work))
-        for outcome in outcomes:
-            if outcome.error is not None:
-                raise outcome.error
-        return [outcome.value for outcome in outcomes]  # type: ignore[misc]
+    def on_all(self, work: Callable[[], T]) -> T:
+        """Does it on every rank; if it failed on any, the lowest such rank's error is raised on all.
+
+        Results stay where they are: only errors travel, so that this costs the same whatever the work returns.
+        """
+        outcome = _attempt(work)
+        _raise_first(self.all_gather(outcome.error))
+        return outcome.value  # type: ignore[return-value]
+
+    def to_first(self, work: Callable[[], T]) -> list[T] | None:
+        """As `on_all`, and the first rank gets everyone's result, by rank; None elsewhere."""
+        outcomes = self.gather(_attempt(work))
+        errors = [] if outcomes is None else [outcome.error for outcome in outcomes]
+        _raise_first(self.broadcast(errors))
+        return None if outcomes is None else [outcome.value for outcome in outcomes]  # type: ignore[misc]
 
     def close(self) -> None:
         """Give the group back. Not collective; safe to repeat."""
         if self._group is not None and dist.is_initialized():
             dist.destroy_process_group(self._group)
         self._group = None
+
+
+def _raise_first(errors: list[GibletError | None]) -> None:
+    for error in errors:
+        if error is not None:
+            raise error
 
 
 def _attempt(work: Callable[[], T]) -> _Outcome[T]:

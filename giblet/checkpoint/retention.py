@@ -14,6 +14,7 @@ from giblet.checkpoint.starts import Start, newest_start
 from giblet.checkpoint.survey import Found, survey
 from giblet.config.schema import CheckpointConfig
 from giblet.storage import Cleanable, Storage
+from giblet.storage.parallel import each
 from giblet.telemetry.logs import get_logger
 
 STALE_UPLOAD_SECONDS = 86400.0
@@ -92,8 +93,9 @@ def abandoned(found: list[Found], newest: CheckpointRef, start: int) -> list[Fou
 
 def remove(storage: Storage, entry: Found) -> None:
     """Delete a checkpoint, its manifest first: killed on the way, what is left is no checkpoint."""
-    for name in sorted(entry.sizes, key=lambda name: name != layout.MANIFEST):
-        storage.delete(entry.ref.prefix + name)
+    if entry.committed:
+        storage.delete(entry.ref.manifest_key)
+    each(lambda name: storage.delete(entry.ref.prefix + name), sorted(entry.sizes.keys() - {layout.MANIFEST}))
     log.info("checkpoint removed", run=entry.ref.run, step=entry.ref.step, committed=entry.committed)
 
 

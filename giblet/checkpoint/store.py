@@ -29,12 +29,13 @@ from giblet.checkpoint.dtypes import dtype_name
 from giblet.checkpoint.history import read_history, tell_budget, tell_commit, tell_history
 from giblet.checkpoint.layout import CheckpointRef
 from giblet.checkpoint.manifest import Manifest
-from giblet.checkpoint.opened import read_manifest
+from giblet.checkpoint.opened import manifest_body, manifest_url
+from giblet.checkpoint.planning import Planned, SavePlans, without_planner
 from giblet.checkpoint.ranks import PeerFailedError, Ranks
 from giblet.checkpoint.reader import GibletStorageReader, dcp_metadata
 from giblet.checkpoint.retention import prune
 from giblet.checkpoint.shard import Layout, ShardStream
-from giblet.checkpoint.staging import Planned, StagingBuffer, make_plan, without_planner
+from giblet.checkpoint.staging import StagingBuffer
 from giblet.checkpoint.starts import Start
 from giblet.checkpoint.survey import survey
 from giblet.checkpoint.writer import WrittenChunk, build_manifest, confirm_objects, put_manifest
@@ -72,7 +73,7 @@ class CheckpointStore:
         self._config = config if config is not None else CheckpointConfig()
         self._metrics = metrics if metrics is not None else Metrics(run)
         self._ranks = Ranks()
-        self._buffer = StagingBuffer()
+        self._plans, self._buffer = SavePlans(), StagingBuffer()
         self._start: Start | None = None
         self._record: dict[str, Any] = {}
         self._thread: threading.Thread | None = None
@@ -121,8 +122,8 @@ class CheckpointStore:
         kept_state = self._ranks.on_first(lambda: exact_copy(step, state))
         attempt = self._ranks.broadcast(self._new_attempt())
         ref = CheckpointRef(step, attempt, self.run)
-        planned = make_plan(tensors, self._ranks)
-        shape = self._ranks.on_all(lambda: self._buffer.fill(planned))[self._ranks.rank]
+        planned = self._plans.make(tensors, self._ranks)
+        shape = self._ranks.on_all(lambda: self._buffer.fill(planned))
         job = _Save(ref, without_planner(planned), shape, kept_state, best, began)
         self._failure = None
         self._thread = threading.Thread(target=self._write, args=(job,), name="giblet-save", daemon=True)
@@ -162,7 +163,8 @@ class CheckpointStore:
         quarantined. Raises `CheckpointError` on all ranks if it is, or if names, types or shapes differ.
         """
         self._finish()
-        manifest = self._ranks.on_first(lambda: read_manifest(self.storage, ref.prefix))
+        body = self._ranks.on_first(lambda: manifest_body(self.storage, ref.prefix))
+        manifest = self._ranks.on_all(lambda: Manifest.parse(body, manifest_url(self.storage, ref.prefix)))
         self._ranks.on_all(lambda: self._check_names(manifest, tensors))
         try:
             self._ranks.on_all(lambda: self._read(ref, manifest, tensors))
@@ -223,7 +225,7 @@ class CheckpointStore:
     def _write(self, job: _Save) -> None:
         """The save's thread: upload, tell the first rank, commit, tell everyone."""
         try:
-            results = self._ranks.on_all(lambda: self._upload(job))
+            results = self._ranks.to_first(lambda: self._upload(job))
             size = self._ranks.on_first(lambda: self._commit(job, results))
         except GibletError as error:
             self._report(job, error)
@@ -261,13 +263,15 @@ class CheckpointStore:
                     raise
                 log.warning("upload failed, trying again", key=key, error=error.message, pause_seconds=pause)
                 time.sleep(pause)
+        whole = stream.object
         return [
-            WriteResult(entry.index, chunk.size_bytes, WrittenChunk(stream.object, chunk))
+            WriteResult(entry.index, chunk.size_bytes, WrittenChunk(whole, chunk))
             for entry, chunk in zip(job.shape.entries, stream.chunks, strict=True)
         ]
 
-    def _commit(self, job: _Save, results: list[list[WriteResult]]) -> int:
+    def _commit(self, job: _Save, results: list[list[WriteResult]] | None) -> int:
         assert self._start is not None
+        assert results is not None
         assert job.planned.metadata is not None
         manifest = build_manifest(
             job.planned.metadata, results, run=self.run, step=job.ref.step, attempt=job.ref.attempt,

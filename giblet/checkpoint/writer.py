@@ -27,6 +27,7 @@ from giblet.checkpoint.shard import ShardStream, lay_out, tensor_bytes
 from giblet.config.schema import CheckpointConfig
 from giblet.errors import CheckpointError
 from giblet.storage import PreconditionFailedError, Storage, as_storage
+from giblet.storage.parallel import each
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,8 +98,9 @@ class GibletStorageWriter(StorageWriter):
             shape = lay_out(tensors)
             stream = ShardStream(plan.storage_data, shape, lambda entry: tensor_bytes(_tensor(planner, entry.item)))
             self._storage.put(self._prefix + plan.storage_data, stream)  # type: ignore[arg-type]
+            whole = stream.object
             results += [
-                WriteResult(entry.index, chunk.size_bytes, WrittenChunk(stream.object, chunk))
+                WriteResult(entry.index, chunk.size_bytes, WrittenChunk(whole, chunk))
                 for entry, chunk in zip(shape.entries, stream.chunks, strict=True)
             ]
         future: Future[list[WriteResult]] = Future()
@@ -168,7 +170,8 @@ def build_manifest(
 
 def confirm_objects(storage: Storage, prefix: str, objects: Iterable[ObjectRecord]) -> None:
     """Asks the store for each object. Raises `CheckpointError` if one is missing or of another size."""
-    for item in objects:
+
+    def confirm(item: ObjectRecord) -> None:
         found = storage.head(prefix + item.key)
         if found is None or found.size_bytes != item.size_bytes:
             has = "is not there" if found is None else f"has {found.size_bytes} bytes"
@@ -176,6 +179,8 @@ def confirm_objects(storage: Storage, prefix: str, objects: Iterable[ObjectRecor
                 f"{storage.url}/{prefix}{item.key} {has} after {item.size_bytes} bytes were written",
                 remedy="the storage lost what it confirmed; look at its log",
             )
+
+    each(confirm, objects)
 
 
 def put_manifest(storage: Storage, prefix: str, manifest: Manifest, *, conditional: bool = True) -> None:

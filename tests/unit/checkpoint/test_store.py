@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Iterator
@@ -402,7 +403,7 @@ def test_a_manifest_that_contradicts_itself_is_refused() -> None:
         "number of dimensions": {"offset": (0,)},
         "do not add up": {"shape": (2, 4), "stop": chunk.start + 32},
     }.items():
-        bent = tensor.model_copy(update={"chunks": (chunk.model_copy(update=changes),)})
+        bent = tensor.model_copy(update={"chunks": (dataclasses.replace(chunk, **changes),)})
         body = manifest.model_copy(update={"tensors": {**manifest.tensors, "w": bent}}).dump()
         with pytest.raises(CheckpointError, match=name):
             Manifest.parse(body)

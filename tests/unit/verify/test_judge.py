@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -241,7 +242,7 @@ def test_a_tensor_with_overlapping_chunks():
     checkpoint = written(MemoryStorage())
     tensor = checkpoint.manifest.tensors[WEIGHT]
     first, second = tensor.chunks
-    moved = second.model_copy(update={"offset": (1, 0)})
+    moved = dataclasses.replace(second, offset=(1, 0))
     tensors = {**checkpoint.manifest.tensors, WEIGHT: tensor.model_copy(update={"chunks": (first, moved)})}
     checkpoint.rewrite_manifest(tensors=tensors)
     report = judged(checkpoint)
