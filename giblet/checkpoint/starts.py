@@ -17,7 +17,8 @@ from typing import Any
 import giblet
 from giblet.checkpoint import exact_json, layout
 from giblet.checkpoint.layout import CheckpointRef
-from giblet.config.load import config_differences, load_config_data
+from giblet.config.load import load_config_data
+from giblet.config.resume import config_differences
 from giblet.config.schema import GibletConfig
 from giblet.errors import ConfigError, RunConflictError
 from giblet.storage import PreconditionFailedError, Storage

@@ -9,10 +9,11 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from giblet.config.schema import RESUME_MAY_CHANGE, GibletConfig
+from giblet.config.resume import may_change
+from giblet.config.schema import GibletConfig
 from giblet.config.values import Values
 
-NOTICE = "Generated from giblet/config/schema.py and values.py by `make generated`; do not edit."
+NOTICE = "Generated from giblet/config (schema.py, values*.py) by `make generated`; do not edit."
 
 
 def values_schema() -> dict[str, Any]:
@@ -82,10 +83,8 @@ def _row(key: str, field: FieldInfo, model: type[BaseModel]) -> str:
     name = key.rpartition(".")[2]
     schema = model.model_json_schema(by_alias=True)["properties"][name]
     default = json.dumps(schema.get("default"), ensure_ascii=False)
-    section = key.split(".")[0]
-    resumable = key in RESUME_MAY_CHANGE or f"{section}.*" in RESUME_MAY_CHANGE
     meaning = (field.description or _refusal(schema)).replace("|", "\\|")
-    return f"| `{key}`{' ↻' if resumable else ''} | `{default}` | {_allowed(schema)} | {meaning} |"
+    return f"| `{key}`{' ↻' if may_change(key) else ''} | `{default}` | {_allowed(schema)} | {meaning} |"
 
 
 def _refusal(schema: dict[str, Any]) -> str:

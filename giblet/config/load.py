@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from giblet.config.schema import RESUME_MAY_CHANGE, GibletConfig
+from giblet.config.schema import GibletConfig
 from giblet.errors import ConfigError
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -169,17 +169,3 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def config_differences(saved: GibletConfig, now: GibletConfig) -> dict[str, tuple[Any, Any]]:
-    """The keys whose change between a save and its resume is not allowed: key → (saved, now)."""
-    before, after = (dict(leaves(config.model_dump(mode="json"))) for config in (saved, now))
-    return {
-        key: (before.get(key), after.get(key))
-        for key in sorted(before | after)
-        if before.get(key) != after.get(key) and not _may_change(key)
-    }
-
-
-def _may_change(key: str) -> bool:
-    return key in RESUME_MAY_CHANGE or f"{key.split('.')[0]}.*" in RESUME_MAY_CHANGE

@@ -383,19 +383,3 @@ class GibletConfig(Section):
         if faults:
             raise ValueError("; ".join(faults))
         return self
-
-
-RESUME_MAY_CHANGE = frozenset(
-    {
-        "data.cache_dir", "data.prepared", "data.bids",
-        "training.epochs", "training.max_steps", "training.processes", "training.device", "training.sharding",
-        "training.patience_epochs", "training.loader_workers", "training.validate_every_epochs",
-        "checkpoint.save_every_epochs", "checkpoint.save_every_steps", "checkpoint.save_best", "checkpoint.keep_last",
-        "checkpoint.keep_every_steps", "checkpoint.asynchronous", "checkpoint.endpoint_url", "checkpoint.embedded_dir",
-        "checkpoint.region",
-        "checkpoint.ca_file", "checkpoint.path_style", "checkpoint.server_side_encryption",
-        "checkpoint.connect_timeout_seconds", "checkpoint.read_timeout_seconds", "checkpoint.max_attempts",
-        "checkpoint.url", "telemetry.*", "verify.*",
-    }
-)  # fmt: skip
-"""Keys that may differ between a save and its resume. Any other change needs a new `run.name`."""

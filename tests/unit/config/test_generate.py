@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from giblet.config.generate import reference_text, values_schema, values_schema_text
 from giblet.config.load import leaves
-from giblet.config.schema import RESUME_MAY_CHANGE, GibletConfig
+from giblet.config.resume import RESUME_MAY_CHANGE
+from giblet.config.schema import GibletConfig
 from giblet.config.values import Values
 
 ROOT = Path(__file__).resolve().parents[3]
