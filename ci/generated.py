@@ -11,11 +11,12 @@ from pathlib import Path
 from dashboards import BOARDS, dashboard_text
 from metrics_page import metrics_page
 
-from giblet.config.generate import reference_text, values_schema_text
+from giblet.config.generate import never_null_text, reference_text, values_schema_text
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATED: dict[str, Callable[[], str]] = {
     "helm/giblet/values.schema.json": values_schema_text,
+    "helm/giblet/files/never-null.txt": never_null_text,
     "configs/README.md": reference_text,
     "docs/metrics.md": metrics_page,
     # kustomize reads nothing outside its folder

@@ -32,6 +32,22 @@ def values_schema_text() -> str:
     return json.dumps(values_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
+def never_null_text() -> str:
+    """The keys of the chart that a null leaves without a value that works, one a line, for its templates."""
+    return "".join(f"{key}\n" for key in _never_null(Values, ""))
+
+
+def _never_null(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        key, default = f"{prefix}{field.alias or name}", field.get_default()
+        if isinstance(default, BaseModel):
+            yield key
+            if not isinstance(default, GibletConfig):
+                yield from _never_null(type(default), f"{key}.")
+        elif default not in (None, "", {}, []):
+            yield key
+
+
 def reference_text() -> str:
     """`configs/README.md`."""
     lines = [

@@ -18,6 +18,7 @@ from giblet.config.values_sections import (
     HelmSection,
     ImageValues,
     KubernetesObject,
+    KubernetesObjects,
     MonitoringValues,
     NetworkPolicyValues,
     RendezvousValues,
@@ -42,25 +43,25 @@ class Values(HelmSection):
     fullname_override: str = Field("", description="Replaces the whole name of the objects.")
     common_labels: Strings = Field({}, description="Labels of every object and pod.")
     image: ImageValues = ImageValues()
-    image_pull_secrets: list[KubernetesObject] = Field([], description="Secrets to pull the image with.")
+    image_pull_secrets: KubernetesObjects = Field([], description="Secrets to pull the image with.")
     workers: WorkersValues = WorkersValues()
     resources: KubernetesObject = Field(
         {}, description="Requests and limits of a worker; GPUs are added to the limits."
     )
     scheduling: SchedulingValues = SchedulingValues()
     node_selector: Strings = Field({}, description="Labels of nodes that may run workers.")
-    tolerations: list[KubernetesObject] = Field([], description="Taints that workers tolerate.")
+    tolerations: KubernetesObjects = Field([], description="Taints that workers tolerate.")
     affinity: KubernetesObject = Field({}, description="Affinity of workers.")
-    topology_spread_constraints: list[KubernetesObject] = Field([], description="How workers spread over nodes.")
+    topology_spread_constraints: KubernetesObjects = Field([], description="How workers spread over nodes.")
     pod_labels: Strings = Field({}, description="More labels of all pods.")
     pod_annotations: Strings = Field({}, description="More annotations of all pods.")
     pod_security_context: KubernetesObject = Field({}, description="Replaces keys of the pods' security context.")
     security_context: KubernetesObject = Field({}, description="Replaces keys of the containers' security context.")
-    extra_env: list[KubernetesObject] = Field([], description="More environment variables, of all pods.")
-    extra_env_from: list[KubernetesObject] = Field([], description="More sources of them.")
-    extra_volumes: list[KubernetesObject] = Field([], description="More volumes of workers and verifier.")
-    extra_volume_mounts: list[KubernetesObject] = Field([], description="Where they are mounted.")
-    extra_init_containers: list[KubernetesObject] = Field(
+    extra_env: KubernetesObjects = Field([], description="More environment variables, of all pods.")
+    extra_env_from: KubernetesObjects = Field([], description="More sources of them.")
+    extra_volumes: KubernetesObjects = Field([], description="More volumes of workers and verifier.")
+    extra_volume_mounts: KubernetesObjects = Field([], description="Where they are mounted.")
+    extra_init_containers: KubernetesObjects = Field(
         [], description="More init containers of workers, before `prepare`; with `restartPolicy: Always` a sidecar."
     )
     service_account: ServiceAccountValues = ServiceAccountValues()

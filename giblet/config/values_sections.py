@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel
 
 from giblet.config.refused import (
@@ -21,8 +21,19 @@ from giblet.config.refused import (
 )
 from giblet.config.schema import Count
 
-KubernetesObject = dict[str, Any]
-Strings = dict[str, str]
+
+def without_nulls(value: Any) -> Any:
+    """A value as Helm's users write it: a null takes its key away."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+_Given = BeforeValidator(without_nulls)
+_NULLS_TOO = WithJsonSchema({"type": "object", "additionalProperties": {"type": ["string", "null"]}})
+KubernetesObject = Annotated[dict[str, Any], _Given]
+KubernetesObjects = Annotated[list[dict[str, Any]], _Given]
+Strings = Annotated[dict[str, str], _Given, _NULLS_TOO]
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
 Seconds = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -35,6 +46,15 @@ class HelmSection(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_empty(cls, given: Any) -> Any:
+        """In the chart a null takes the default away; where that is empty, nothing changes."""
+        if not isinstance(given, dict):
+            return given
+        empty = {field.alias or name for name, field in cls.model_fields.items() if field.default in ("", {}, [])}
+        return {key: item for key, item in given.items() if item is not None or key not in empty}
 
 
 class ImageValues(HelmSection):
@@ -185,7 +205,7 @@ class RendezvousValues(HelmSection):
     port: Port = Field(29400, description="Its port.")
     resources: KubernetesObject = Field({}, description="Its requests and limits.")
     node_selector: Strings = Field({}, description="Labels of nodes that may run it.")
-    tolerations: list[KubernetesObject] = Field([], description="Taints that it tolerates.")
+    tolerations: KubernetesObjects = Field([], description="Taints that it tolerates.")
     affinity: KubernetesObject = Field({}, description="Its affinity.")
     priority_class_name: str = Field("", description="Its priority class.")
 
@@ -203,7 +223,7 @@ class VerifyValues(HelmSection):
     )
     service_account: ServiceAccountValues = ServiceAccountValues()
     node_selector: Strings = Field({}, description="Labels of nodes that may run it.")
-    tolerations: list[KubernetesObject] = Field([], description="Taints that it tolerates.")
+    tolerations: KubernetesObjects = Field([], description="Taints that it tolerates.")
     affinity: KubernetesObject = Field({}, description="Its affinity.")
     priority_class_name: str = Field("", description="Its priority class.")
 
@@ -249,12 +269,14 @@ class NetworkPolicyValues(HelmSection):
     enabled: bool = Field(True, description="Create NetworkPolicies; nothing else gets in or out.")
     https: bool = Field(True, description="Pods may reach port 443 anywhere: S3, model hubs.")
     s3_ports: list[Port] = Field([], description="Ports of S3. []: the one of `config.checkpoint.endpoint_url`.")
-    s3_to: list[KubernetesObject] = Field([], description="NetworkPolicy peers that are S3. []: anywhere, those ports.")
-    api_server_ports: list[Port] = Field([443, 6443], description="Ports of the API server, for the verifier.")
-    api_server_to: list[KubernetesObject] = Field([], description="Its peers. []: anywhere, those ports.")
-    metrics_from: list[KubernetesObject] = Field([], description="Peers that may scrape. []: anybody.")
-    extra_ingress: list[KubernetesObject] = Field([], description="More ingress rules of all pods.")
-    extra_egress: list[KubernetesObject] = Field([], description="More egress rules of all pods.")
+    s3_to: KubernetesObjects = Field([], description="NetworkPolicy peers that are S3. []: anywhere, those ports.")
+    api_server_ports: list[Port] = Field(
+        [443, 6443], min_length=1, description="Ports of the API server, for the verifier."
+    )
+    api_server_to: KubernetesObjects = Field([], description="Its peers. []: anywhere, those ports.")
+    metrics_from: KubernetesObjects = Field([], description="Peers that may scrape. []: anybody.")
+    extra_ingress: KubernetesObjects = Field([], description="More ingress rules of all pods.")
+    extra_egress: KubernetesObjects = Field([], description="More egress rules of all pods.")
 
 
 class DisruptionValues(HelmSection):

@@ -36,6 +36,11 @@ class Ending:
         """A restart would end the same way."""
         return EXIT_OK < self.exit_code < EXIT_CRASHED
 
+    @property
+    def what_to_do(self) -> dict[str, str]:
+        """The remedy as a field of a log line; {} where there is none."""
+        return {"remedy": self.remedy} if self.remedy else {}
+
 
 def of_outcomes(outcomes: Iterable[Outcome], *, step: int, start: int) -> Ending:
     """What the ranks' outcomes come to."""

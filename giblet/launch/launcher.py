@@ -74,6 +74,7 @@ class Launcher:
             log.info(
                 "ended" if last else "starting again", cause=ending.cause, exit_code=ending.exit_code,
                 step=ending.step, start=ending.start, reason=ending.message.partition("\n")[0],
+                **ending.what_to_do,
             )  # fmt: skip
             if last:
                 if ending.exit_code == EXIT_OK:

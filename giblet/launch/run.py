@@ -47,7 +47,9 @@ def launch(config: GibletConfig, settings: LaunchSettings, *, dataset_path: Path
                 ending = _launcher(config, settings, path, signals, zygote, logs).run()
             except Exception as error:
                 ending = _of_exception(error)
-                log.error("ended", cause=ending.cause, exit_code=ending.exit_code, reason=ending.message)
+                log.error(
+                    "ended", cause=ending.cause, exit_code=ending.exit_code, reason=ending.message, **ending.what_to_do
+                )
             finally:
                 zygote.close()
     write_termination(settings.termination_log, ending, run=config.run.name)

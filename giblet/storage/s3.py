@@ -10,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import itertools
+import os
+import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlparse
 
@@ -21,9 +24,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from giblet.config.schema import CheckpointConfig
-from giblet.errors import ConfigError
+from giblet.errors import ConfigError, StorageDeniedError
 from giblet.storage.base import ObjectInfo, Observer, PreconditionFailedError, checked_key, checked_range
-from giblet.storage.s3_errors import Where, explain
+from giblet.storage.s3_errors import AUTHORITY_REMEDY, Where, explain
 from giblet.storage.s3_multipart import PART_BYTES, MultipartUpload, checksum
 from giblet.storage.s3_watch import watch_client
 
@@ -56,7 +59,8 @@ class S3Storage:
         """The store at `s3://bucket/prefix` with the configuration's endpoint, timeouts and so on; no request is made.
 
         `credentials` replace boto3's own search; keys as boto3's `client` names them.
-        Raises `ConfigError` for another address, and `StorageDeniedError` where credentials cannot even be looked for.
+        Raises `ConfigError` for another address, and `StorageDeniedError` where credentials cannot even be looked for,
+        or authorities not read.
         """
         address = urlparse(url)
         if address.scheme != "s3" or not address.netloc:
@@ -68,6 +72,8 @@ class S3Storage:
             server = running_server(config.embedded_dir)
             endpoint, credentials = server.endpoint_url, server.credentials()
         where = Where(address.netloc, endpoint or "AWS")
+        if not (endpoint or "").startswith("http://"):
+            _check_bundle(config.ca_file or os.environ.get("AWS_CA_BUNDLE"))
         found: dict[str, Any] = dict(credentials or {})
         try:
             client = boto3.session.Session().client(
@@ -212,6 +218,17 @@ class S3Storage:
                 return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404
             self._bucket_exists.set()
         return True
+
+
+def _check_bundle(path: str | None) -> None:
+    """boto3 says only at the first request that there is no such file, and not which."""
+    if not path:
+        return
+    try:
+        ssl.create_default_context(**{"capath" if Path(path).is_dir() else "cafile": path})
+    except OSError as error:  # an SSLError is one
+        what = f"{path}: no certificates can be read from it ({error.strerror or error})"
+        raise StorageDeniedError(what, remedy=AUTHORITY_REMEDY) from None
 
 
 def _client_config(config: CheckpointConfig) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from botocore import exceptions
@@ -10,6 +11,10 @@ from botocore.exceptions import ClientError
 from giblet.errors import GibletError, OutOfSpaceError, StorageDeniedError, StorageUnavailableError
 
 _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or a profile, or workload identity) for this endpoint"
+AUTHORITY_REMEDY = (
+    "name a PEM file with the authority that signed it in checkpoint.ca_file or AWS_CA_BUNDLE (in the chart: s3.ca), "
+    "and in checkpoint.endpoint_url a host that the certificate is for"
+)
 _REMEDIES = {
     "NoSuchBucket": "create the bucket, or correct checkpoint.url",
     "InvalidAccessKeyId": _CREDENTIALS,
@@ -51,10 +56,8 @@ def explain(error: Exception, doing: str, key: str, where: Where) -> GibletError
     if isinstance(error, _NO_CREDENTIALS):
         remedy = "set checkpoint.region" if isinstance(error, exceptions.NoRegionError) else _CREDENTIALS
         return StorageDeniedError(f"{attempt}: {error}", remedy=remedy)
-    if isinstance(error, exceptions.SSLError):
-        return StorageUnavailableError(
-            f"{attempt}: the endpoint's certificate is not trusted", remedy="name its authority in checkpoint.ca_file"
-        )
+    if isinstance(error, exceptions.SSLError) and (denied := _explain_tls(str(error), attempt)) is not None:
+        return denied
     if isinstance(error, exceptions.ParamValidationError | ValueError | exceptions.InvalidEndpointConfigurationError):
         return StorageDeniedError(f"{attempt}: {error}", remedy="check checkpoint.url and checkpoint.endpoint_url")
     kinds = {
@@ -67,6 +70,18 @@ def explain(error: Exception, doing: str, key: str, where: Where) -> GibletError
     return StorageUnavailableError(
         f"{attempt}: {what}", remedy="check checkpoint.endpoint_url, the network between, and that the server runs"
     )
+
+
+def _explain_tls(said: str, attempt: str) -> GibletError | None:
+    """What no retry mends; None for a handshake that merely broke off."""
+    if "WRONG_VERSION_NUMBER" in said:
+        remedy = "the server speaks plain HTTP there: write http:// in checkpoint.endpoint_url, or name its HTTPS port"
+        return StorageDeniedError(f"{attempt}: no TLS at this address", remedy=remedy)
+    reason = re.search(r"certificate verify failed: (.+?)(?: \(_ssl\.c|$)|(hostname .* doesn't match .*)", said)
+    if reason is None:
+        return None
+    why = reason[1] or reason[2]
+    return StorageDeniedError(f"{attempt}: the endpoint's certificate is not trusted: {why}", remedy=AUTHORITY_REMEDY)
 
 
 def _explain_answer(error: ClientError, attempt: str) -> GibletError:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from giblet.config.schema import CheckpointConfig
 from giblet.storage.embedded import EmbeddedServer
@@ -62,3 +65,51 @@ def _answer(listener: socket.socket, stop: threading.Event, status: int, reason:
             connection.settimeout(5)
             connection.recv(65536)
             connection.sendall(head + body)
+
+
+@contextlib.contextmanager
+def tls_endpoint(behind: str, certificate: Path, key: Path) -> Iterator[int]:
+    """A port of 127.0.0.1 that ends TLS and passes everything on to the server at `behind`."""
+    target = urlsplit(behind)
+    assert target.hostname is not None
+    assert target.port is not None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        arguments = (listener, context, (target.hostname, target.port))
+        thread = threading.Thread(target=_accept_tls, args=arguments)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def _accept_tls(listener: socket.socket, context: ssl.SSLContext, target: tuple[str, int]) -> None:
+    while True:
+        try:
+            plain, _ = listener.accept()
+        except OSError:
+            return
+        threading.Thread(target=_relay_tls, args=(plain, context, target), daemon=True).start()
+
+
+def _relay_tls(plain: socket.socket, context: ssl.SSLContext, target: tuple[str, int]) -> None:
+    """One connection; a client that does not trust the certificate ends it."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(OSError))
+        stack.enter_context(plain)
+        near = stack.enter_context(context.wrap_socket(plain, server_side=True))
+        far = stack.enter_context(socket.create_connection(target))
+        back = threading.Thread(target=_pump, args=(far, near), daemon=True)
+        back.start()
+        _pump(near, far)
+        far.shutdown(socket.SHUT_RDWR)
+        back.join()
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)

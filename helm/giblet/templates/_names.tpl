@@ -30,8 +30,8 @@ app.kubernetes.io/component: {{ .component }}
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 giblet.dev/run: {{ include "giblet.runName" .root | quote }}
-{{- with .root.Values.commonLabels }}
-{{ toYaml . }}
+{{- with include "giblet.entries" .root.Values.commonLabels }}
+{{ . }}
 {{- end }}
 {{- end -}}
 
@@ -42,16 +42,16 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 
 {{- define "giblet.podLabels" -}}
 {{ include "giblet.labels" . }}
-{{- with .root.Values.podLabels }}
-{{ toYaml . }}
+{{- with include "giblet.entries" .root.Values.podLabels }}
+{{ . }}
 {{- end }}
 {{- end -}}
 
 {{- define "giblet.podAnnotations" -}}
 giblet.dev/config-hash: {{ include "giblet.configHash" .root }}
 kubectl.kubernetes.io/default-container: {{ .container }}
-{{- with .root.Values.podAnnotations }}
-{{ toYaml . }}
+{{- with include "giblet.entries" .root.Values.podAnnotations }}
+{{ . }}
 {{- end }}
 {{- end -}}
 

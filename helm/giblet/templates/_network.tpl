@@ -12,14 +12,14 @@
     {{- end }}
   {{- with $policy.s3To }}
   to:
-    {{- toYaml . | nindent 4 }}
+    {{- include "giblet.yaml" . | nindent 4 }}
   {{- end }}
 {{- if $policy.https }}
 - ports:
     - {protocol: TCP, port: 443}
 {{- end }}
-{{- with $policy.extraEgress }}
-{{ toYaml . }}
+{{- with include "giblet.entries" $policy.extraEgress }}
+{{ . }}
 {{- end }}
 {{- end -}}
 
@@ -39,11 +39,11 @@
     - {protocol: TCP, port: {{ . }}}
   {{- with $.Values.networkPolicy.metricsFrom }}
   from:
-    {{- toYaml . | nindent 4 }}
+    {{- include "giblet.yaml" . | nindent 4 }}
   {{- end }}
 {{- end }}
-{{- with .Values.networkPolicy.extraIngress }}
-{{ toYaml . }}
+{{- with include "giblet.entries" .Values.networkPolicy.extraIngress }}
+{{ . }}
 {{- end }}
 {{- end -}}
 

@@ -2,12 +2,12 @@
 
 {{- define "giblet.podSecurityContext" -}}
 {{- $default := dict "runAsNonRoot" true "runAsUser" 65532 "runAsGroup" 65532 "fsGroup" 65532 "fsGroupChangePolicy" "OnRootMismatch" "seccompProfile" (dict "type" "RuntimeDefault") -}}
-{{- toYaml (mergeOverwrite $default .Values.podSecurityContext) -}}
+{{- include "giblet.yaml" (mergeOverwrite $default (.Values.podSecurityContext | default dict)) -}}
 {{- end -}}
 
 {{- define "giblet.securityContext" -}}
 {{- $default := dict "allowPrivilegeEscalation" false "readOnlyRootFilesystem" true "capabilities" (dict "drop" (list "ALL")) -}}
-{{- toYaml (mergeOverwrite $default .Values.securityContext) -}}
+{{- include "giblet.yaml" (mergeOverwrite $default (.Values.securityContext | default dict)) -}}
 {{- end -}}
 
 {{/* Where programs find what they need; never by guessing names. */}}
@@ -29,8 +29,8 @@
 - {name: HF_HUB_OFFLINE, value: "1"}
 {{- end }}
 {{- include "giblet.s3Env" . }}
-{{- with .Values.extraEnv }}
-{{ toYaml . }}
+{{- with include "giblet.entries" .Values.extraEnv }}
+{{ . }}
 {{- end }}
 {{- end -}}
 
@@ -74,7 +74,7 @@ securityContext:
   {{- include "giblet.securityContext" . | nindent 2 }}
 {{- with .Values.extraEnvFrom }}
 envFrom:
-  {{- toYaml . | nindent 2 }}
+  {{- include "giblet.yaml" . | nindent 2 }}
 {{- end }}
 env:
   {{- include "giblet.env" . | nindent 2 }}
@@ -103,8 +103,8 @@ ports:
 {{- if or .Values.s3.ca.secret .Values.s3.ca.configMap }}
 - {name: s3-ca, mountPath: /etc/giblet/ca, readOnly: true}
 {{- end }}
-{{- with .Values.extraVolumeMounts }}
-{{ toYaml . }}
+{{- with include "giblet.entries" .Values.extraVolumeMounts }}
+{{ . }}
 {{- end }}
 {{- end -}}
 
@@ -142,8 +142,8 @@ ports:
 - name: s3-ca
   configMap: {name: {{ . }}, items: [{key: {{ $root.Values.s3.ca.key }}, path: ca.crt}]}
 {{- end }}
-{{- with $root.Values.extraVolumes }}
-{{ toYaml . }}
+{{- with include "giblet.entries" $root.Values.extraVolumes }}
+{{ . }}
 {{- end }}
 {{- end -}}
 
@@ -159,7 +159,7 @@ ports:
 enableServiceLinks: false
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
-  {{- toYaml . | nindent 2 }}
+  {{- include "giblet.yaml" . | nindent 2 }}
 {{- end }}
 securityContext:
   {{- include "giblet.podSecurityContext" . | nindent 2 }}
@@ -174,6 +174,6 @@ securityContext:
 {{- end -}}
 {{- end -}}
 {{- if $placement -}}
-{{- toYaml $placement -}}
+{{- include "giblet.yaml" $placement -}}
 {{- end -}}
 {{- end -}}

@@ -36,12 +36,13 @@ workers.saveSeconds {{ .saveSeconds }} < workers.shutdownTimeoutSeconds {{ .shut
 
 {{- define "giblet.resourceFaults" -}}
 {{- $workers := .Values.workers -}}
-{{- $memory := dig "limits" "memory" "" .Values.resources | toString -}}
+{{- $resources := include "giblet.yaml" .Values.resources | fromYaml -}}
+{{- $memory := dig "limits" "memory" "" $resources | toString -}}
 {{- if and $memory (ge (include "giblet.bytes" $workers.sharedMemory | float64) (include "giblet.bytes" $memory | float64)) }}
 workers.sharedMemory {{ $workers.sharedMemory }} is not below resources.limits.memory {{ $memory }}, in which it counts; raise the limit or lower sharedMemory
 {{- end }}
 {{- range $kind := list "limits" "requests" }}
-{{- $gpus := dig $kind $workers.gpuResource "" $.Values.resources | toString }}
+{{- $gpus := dig $kind $workers.gpuResource "" $resources | toString }}
 {{- if and $gpus (ne $gpus (toString (int $workers.gpusPerWorker))) }}
 resources.{{ $kind }}.{{ $workers.gpuResource }} is {{ $gpus }} and workers.gpusPerWorker {{ $workers.gpusPerWorker }}; write only gpusPerWorker
 {{- end }}

@@ -19,7 +19,7 @@ containers:
     {{- . | nindent 4 }}
     {{- end }}
     resources:
-      {{- toYaml $verify.resources | nindent 6 }}
+      {{- include "giblet.yaml" $verify.resources | nindent 6 }}
     volumeMounts:
       {{- include "giblet.mounts" . | nindent 6 }}
       {{- if $verify.mountData }}

@@ -28,7 +28,7 @@ runPolicy:
   {{- end }}
   {{- with .Values.scheduling.gang }}
   schedulingPolicy:
-    {{- toYaml . | nindent 4 }}
+    {{- include "giblet.yaml" . | nindent 4 }}
   {{- end }}
 {{- end -}}
 

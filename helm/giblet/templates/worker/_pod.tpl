@@ -24,12 +24,12 @@ spec:
   {{- end }}
   {{- with .Values.topologySpreadConstraints }}
   topologySpreadConstraints:
-    {{- toYaml . | nindent 4 }}
+    {{- include "giblet.yaml" . | nindent 4 }}
   {{- end }}
   {{- if or .Values.extraInitContainers (ne .Values.data.prepare "none") }}
   initContainers:
-    {{- with .Values.extraInitContainers }}
-    {{- toYaml . | nindent 4 }}
+    {{- with include "giblet.entries" .Values.extraInitContainers }}
+    {{- . | nindent 4 }}
     {{- end }}
     {{- if ne .Values.data.prepare "none" }}
     - name: prepare
@@ -76,23 +76,23 @@ spec:
 
 {{/* The worker's requests and limits: what the values say, and the GPUs. */}}
 {{- define "giblet.workerResources" -}}
-{{- $resources := deepCopy .Values.resources -}}
+{{- $resources := deepCopy (.Values.resources | default dict) -}}
 {{- if gt (int .Values.workers.gpusPerWorker) 0 -}}
 {{- $gpus := dict .Values.workers.gpuResource (toString (int .Values.workers.gpusPerWorker)) -}}
 {{- $_ := set $resources "limits" (merge $gpus ($resources.limits | default dict)) -}}
 {{- end -}}
-{{- toYaml $resources -}}
+{{- include "giblet.yaml" $resources -}}
 {{- end -}}
 
 {{- define "giblet.prepareResources" -}}
 {{- $resources := .Values.data.resources -}}
 {{- if not $resources -}}
-{{- $resources = deepCopy .Values.resources -}}
+{{- $resources = deepCopy (.Values.resources | default dict) -}}
 {{- range $kind, $amounts := $resources -}}
 {{- if kindIs "map" $amounts -}}
 {{- $_ := unset $amounts $.Values.workers.gpuResource -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- toYaml $resources -}}
+{{- include "giblet.yaml" $resources -}}
 {{- end -}}
