@@ -225,7 +225,8 @@ def _check_bundle(path: str | None) -> None:
     if not path:
         return
     try:
-        ssl.create_default_context(**{"capath" if Path(path).is_dir() else "cafile": path})
+        folder = Path(path).is_dir()
+        ssl.create_default_context(cafile=None if folder else path, capath=path if folder else None)
     except OSError as error:  # an SSLError is one
         what = f"{path}: no certificates can be read from it ({error.strerror or error})"
         raise StorageDeniedError(what, remedy=AUTHORITY_REMEDY) from None
