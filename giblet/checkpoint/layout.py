@@ -9,6 +9,7 @@ from giblet.errors import CheckpointError
 
 MANIFEST = "MANIFEST.json"
 QUARANTINE = "QUARANTINED.json"
+SIGNATURE = "MANIFEST.json.sig"
 _MANIFEST_KEY = re.compile(r"runs/(?P<run>[^/]+)/checkpoints/step-(?P<step>\d+)/(?P<attempt>[^/]+)/MANIFEST\.json")
 
 

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 from giblet.commands.common import Verbs, config_arguments, config_of, config_path, say
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     from giblet.config import GibletConfig
     from giblet.verify.report import Report
+    from giblet.verify.signing import Signer
     from giblet.verify.sources import Source
 
 
@@ -45,6 +48,16 @@ def _add_verify(verbs: Verbs) -> None:
         "--against", metavar="URL", help="with --html: the checkpoint to compare with (default: the one before it)"
     )
     parser.add_argument("--record", action="store_true", help="write the report into the run and move verified.json")
+    parser.add_argument(
+        "--sign-key", type=Path, metavar="FILE",
+        help="with --record: sign the manifest of what is accepted with this Ed25519 key (default: verify.signing_key)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--public-key",
+        type=Path,
+        metavar="FILE",
+        help="also check that its manifest is signed with the other half of this key",
+    )
     parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
     parser.set_defaults(verb=_verify)
 
@@ -69,19 +82,34 @@ def _verify(options: argparse.Namespace) -> int:
     if options.diff is not None:
         return _diff(options, settings)
     _check_page(options)
+    signer, public_key = _keys(options, settings)
     restore = options.restore if options.restore is not None else config is not None and config.verify.restore
     with embedded_if_asked(settings.checkpoint):
         against = open_source(options.against, None, settings.checkpoint) if options.against is not None else None
-        report = verify(options.url, config=config, restore=restore, distributions=options.html is not None)
+        report = verify(
+            options.url, config=config, restore=restore, distributions=options.html is not None, public_key=public_key
+        )
         if options.html is not None:
             _write_page(options.html, report, against, settings)
         if options.record:
-            record(report, open_storage(split_address(report.url)[0], settings.checkpoint))
+            record(report, open_storage(split_address(report.url)[0], settings.checkpoint), signer=signer)
     if options.json:
         say(json.dumps(report.to_json(), indent=2, allow_nan=False))
     else:
         render(report, Console())
     return report.exit_code
+
+
+def _keys(options: argparse.Namespace, settings: GibletConfig) -> tuple[Signer | None, Ed25519PublicKey | None]:
+    """The keys that were named, read before gigabytes are."""
+    from giblet.errors import ConfigError
+    from giblet.verify.signing import Signer, read_public_key
+
+    if options.sign_key is not None and not options.record:
+        raise ConfigError("--sign-key signs what --record accepts", remedy="add --record")
+    private = (options.sign_key or settings.verify.signing_key) if options.record else None
+    signer = Signer.read(Path(private)) if private is not None else None
+    return signer, read_public_key(options.public_key) if options.public_key is not None else None
 
 
 def _check_page(options: argparse.Namespace) -> None:

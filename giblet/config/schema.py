@@ -341,6 +341,11 @@ class VerifyConfig(Section):
         description="The gate gives up on a job that has not ended by then, time spent suspended not counted. None: it "
         "waits as long as the job lives.",
     )
+    signing_key: str | None = Field(
+        None,
+        description="A private Ed25519 key in PEM, with which the manifests of accepted checkpoints are signed as they "
+        "are recorded. The chart mounts it from `verify.signing.existingSecret` and sets this. None: no signatures.",
+    )
     pushgateway_url: str | None = Field(
         None, pattern=r"^https?://\S+$", description="A Prometheus Pushgateway that is told each verdict. None: none."
     )

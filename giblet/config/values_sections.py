@@ -210,6 +210,15 @@ class RendezvousValues(HelmSection):
     priority_class_name: str = Field("", description="Its priority class.")
 
 
+class SigningValues(HelmSection):
+    """Signatures of accepted checkpoints. The key is mounted into the verification pod, and into no other."""
+
+    existing_secret: str = Field("", description="Secret with the private key. Empty: nothing is signed.")
+    key: str = Field(
+        "signing.pem", pattern=r"^[-._a-zA-Z0-9]+$", description="The secret's entry: an Ed25519 key in PEM."
+    )
+
+
 class VerifyValues(HelmSection):
     """The verification pod. How it judges stands in `config.verify`."""
 
@@ -221,6 +230,7 @@ class VerifyValues(HelmSection):
     ttl_seconds_after_finished: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Its Job, and so its verdict in `kubectl`, is deleted after this. null: never."
     )
+    signing: SigningValues = SigningValues()
     service_account: ServiceAccountValues = ServiceAccountValues()
     node_selector: Strings = Field({}, description="Labels of nodes that may run it.")
     tolerations: KubernetesObjects = Field([], description="Taints that it tolerates.")

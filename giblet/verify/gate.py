@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from giblet.checkpoint.layout import CheckpointRef, reports_prefix
@@ -27,6 +28,7 @@ from giblet.verify.jobs import Job, Jobs
 from giblet.verify.judge import verify
 from giblet.verify.pointer import record
 from giblet.verify.report import Report
+from giblet.verify.signing import Signer
 
 _PAUSES_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0)
 log = get_logger(__name__)
@@ -50,7 +52,10 @@ class GateResult:
 
 
 class Gate:
-    """Verifies one run. `judge` is `verify`, or what a test puts in its place."""
+    """Verifies one run. `judge` is `verify`, or what a test puts in its place.
+
+    Raises `ConfigError` if `verify.signing_key` cannot be read: before anything is waited for.
+    """
 
     def __init__(
         self,
@@ -67,6 +72,8 @@ class Gate:
         self._run = config.run.name
         self._clock = clock if clock is not None else SystemClock()
         self._judge_one = judge
+        key = config.verify.signing_key
+        self._signer = Signer.read(Path(key)) if key is not None else None
         self._judged: dict[CheckpointRef, Report] = {}
         self._untold: tuple[Report, CheckpointRef] | None = None
 
@@ -177,7 +184,7 @@ class Gate:
             log.warning("quarantined while it was read, so it is passed over", step=ref.step, verdict=report.verdict)
             return None
         self._judged[ref] = report
-        verified = self._patiently(lambda: record(report, self._storage, ref))
+        verified = self._patiently(lambda: record(report, self._storage, ref, signer=self._signer))
         announce.tell_metrics(self._metrics, report)
         announce.tell_verified(self._metrics, self._storage, verified)
         announce.push(self._metrics, self._config.verify.pushgateway_url, self._jobs.namespace)

@@ -49,6 +49,7 @@ def open_giblet(url: str, storage: Storage, manifest_key: str) -> Source:
         config=_recorded_config(storage, manifest_key),
         step=manifest.step,
         manifest=manifest,
+        manifest_bytes=data,
         place=prefix,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ValidationError
 
 from giblet.config.schema import GibletConfig
@@ -20,6 +21,7 @@ from giblet.verify.consistency import consistent
 from giblet.verify.expectation import Expectation
 from giblet.verify.opening import checkpoint_ref, open_source
 from giblet.verify.report import Check, Group, Report
+from giblet.verify.signing import signed
 from giblet.verify.sources import DamagedError, Source
 from giblet.verify.stream import StreamResult, stream
 
@@ -35,12 +37,14 @@ def verify(
     dataset: str | Path | None = None,
     device: str = "cpu",
     distributions: bool = False,
+    public_key: Ed25519PublicKey | None = None,
 ) -> Report:
     """Judge the checkpoint at `url`: a run (its newest), a checkpoint's folder or manifest, or another tool's file.
 
     `config` is what the checkpoint should match (None: the one recorded in it). `restore` also loads it into the model
     and scores it on `dataset` (None: the prepared dataset that it names, where it is on this machine). Memory stays
     under 600 MB unless `restore` is asked for. `distributions` also counts how each tensor's values lie, for the page.
+    With `public_key` there is one more check, `signed`: whether its manifest is signed by that key.
 
     Raises `CheckpointError` if there is no checkpoint or it is refused, and storage's own errors: then nothing was
     judged.
@@ -66,6 +70,8 @@ def verify(
         checks += more
     else:
         checks += [Check(name, "skipped", "not asked for (verify.restore)") for name in ("restores", "scores")]
+    if public_key is not None:
+        checks.append(signed(source, public_key))
     ref = checkpoint_ref(source)
     report = Report(
         url=source.url,
@@ -83,6 +89,7 @@ def verify(
         scores=scores,
         state={name: value for name, value in source.state.items() if name not in ("config", "history")},
         judged_unix_seconds=time.time(),
+        manifest_bytes=source.manifest_bytes,
         kinds=_kinds(source),
         distributions=result.distributions,
     )

@@ -7,27 +7,32 @@ looks again whether the reports still say the same.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
-from giblet.checkpoint.layout import CheckpointRef, reports_prefix, verified_key
+from giblet.checkpoint.layout import SIGNATURE, CheckpointRef, reports_prefix, verified_key
 from giblet.checkpoint.records import ACCEPTED, read_record, verdict_of
 from giblet.checkpoint.resume import pointer_body
 from giblet.errors import CheckpointError, StorageUnavailableError
 from giblet.storage import PreconditionFailedError, Storage
 from giblet.telemetry.logs import get_logger
 from giblet.verify.report import Report
+from giblet.verify.signing import Signer
 
 _REPORT = re.compile(r"runs/(?P<run>[^/]+)/reports/step-(?P<step>\d+)/(?P<attempt>[^/]+)\.json")
 _TRIES = 10
 log = get_logger(__name__)
 
 
-def record(report: Report, storage: Storage, ref: CheckpointRef | None = None) -> CheckpointRef | None:
+def record(
+    report: Report, storage: Storage, ref: CheckpointRef | None = None, *, signer: Signer | None = None
+) -> CheckpointRef | None:
     """Write `report` beside its run and bring the pointer up to date; returns where it points to now.
 
-    `ref` is the checkpoint judged (None: the one that the report names). Raises `CheckpointError` if that is none of a
-    run's.
+    `ref` is the checkpoint judged (None: the one that the report names). `signer` signs the manifest that was judged,
+    where it was accepted, and takes its signature away where it was not. Raises `CheckpointError` if the checkpoint is
+    none of a run's.
     """
     if ref is None:
         if report.run is None or report.step is None or report.attempt is None:
@@ -36,8 +41,22 @@ def record(report: Report, storage: Storage, ref: CheckpointRef | None = None) -
                 remedy="write the JSON to a file instead",
             )
         ref = CheckpointRef(report.step, report.attempt, report.run)
+    if signer is not None:
+        report = _sign(report, storage, ref, signer)
     storage.put(ref.report_key, json.dumps(report.to_json(), allow_nan=False).encode())
     return update_pointer(storage, ref.run)
+
+
+def _sign(report: Report, storage: Storage, ref: CheckpointRef, signer: Signer) -> Report:
+    """The report, with whose signature the checkpoint has now."""
+    if report.verdict in ACCEPTED and report.manifest_bytes is not None:
+        signer.sign(storage, ref.prefix, report.manifest_bytes)
+        log.info("signed", checkpoint=ref.prefix, key=signer.name)
+        return dataclasses.replace(report, signed_by=signer.name)
+    if storage.head(ref.prefix + SIGNATURE) is not None:
+        storage.delete(ref.prefix + SIGNATURE)
+        log.warning("took back the signature of what is not safe", checkpoint=ref.prefix)
+    return report
 
 
 def update_pointer(storage: Storage, run: str) -> CheckpointRef | None:

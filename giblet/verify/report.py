@@ -80,6 +80,10 @@ class Report:
     scores: Mapping[str, float] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=dict)
     judged_unix_seconds: float = 0.0
+    signed_by: str | None = None
+    """The fingerprint of the key that this report's checkpoint was signed with, as it was recorded."""
+    manifest_bytes: bytes | None = field(default=None, repr=False)
+    """The manifest that was judged: what a signature is of."""
     kinds: Mapping[str, str] = field(default_factory=dict)
     """Which of the groups each tensor belongs to."""
     distributions: Mapping[str, Distribution] = field(default_factory=dict)
@@ -134,6 +138,7 @@ class Report:
             "zero_tensors": self.zero_tensors,
             "seconds": round(self.seconds, 3),
             "judged_unix_seconds": round(self.judged_unix_seconds, 3),
+            "signed_by": self.signed_by,
             "checks": [check.to_json() for check in self.checks],
             "scores": {name: _number(value) for name, value in self.scores.items()},
             "notes": list(self.notes),

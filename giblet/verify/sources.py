@@ -108,6 +108,8 @@ class Source:
     unordered: frozenset[str] = frozenset()
     """Tensors whose bytes are not in the order of their shape (transposed views, and views with gaps)."""
     manifest: Any = None
+    manifest_bytes: bytes | None = None
+    """The manifest as it was read; None for another program's file."""
     place: str = ""
     """The folder of its manifest, relative to the store, with a slash at the end."""
 

@@ -72,6 +72,23 @@ def test_the_verifier_may_touch_its_own_job_and_no_other() -> None:
     assert {who["namespace"] for who in binding["subjects"]} == {"lab"}
 
 
+@pytest.mark.parametrize("prepare", [{}, HOOK], ids=["plain", "with a hook"])
+def test_the_signing_key_is_the_verifiers_alone(prepare: Object) -> None:
+    signing = {"verify": {"signing": {"existingSecret": "giblet-signing", "key": "lab.pem"}}}
+    chart = render(merged(prepare, signing))
+    pod = chart.pod("Job/giblet-prod-verify")
+    item = container(pod, "verify")
+    assert item["args"] == ["gate", "--set=verify.signing_key=/etc/giblet/signing/lab.pem"]
+    assert {"name": "signing", "mountPath": "/etc/giblet/signing", "readOnly": True} in item["volumeMounts"]
+    (volume,) = [volume["secret"] for volume in pod["volumes"] if volume["name"] == "signing"]
+    assert volume["secretName"] == "giblet-signing"
+    assert volume["defaultMode"] == 0o440
+    assert volume["items"] == [{"key": "lab.pem", "path": "lab.pem"}]
+    others = [where for where, pod in chart.pods().items() if "giblet-signing" in json.dumps(pod)]
+    assert others == ["Job/giblet-prod-verify.spec.template"]
+    assert "giblet-signing" not in json.dumps(render(prepare).objects)
+
+
 @pytest.mark.parametrize("values", RENDERINGS.values(), ids=RENDERINGS)
 def test_nothing_is_asked_of_the_cluster_as_a_whole(values: Object) -> None:
     chart = render(values, apis=MONITORING_APIS)

@@ -72,6 +72,7 @@ SCENARIOS: dict[str, Object] = {
     "a hook with credentials by value": merged(HOOK, {"s3": {"accessKeyId": "a", "secretAccessKey": "b"}}),
     "data that the trainer fetches itself": {"data": {"prepare": "none"}},
     "a cache that stays": {"cache": {"existingClaim": "cache"}},
+    "signed checkpoints": {"verify": {"signing": {"existingSecret": "giblet-signing"}}},
     "no verification": {"verify": {"enabled": False}},
     "no NetworkPolicies": {"networkPolicy": {"enabled": False}},
     "tight NetworkPolicies": {

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from giblet.checkpoint.layout import CheckpointRef
+from giblet.checkpoint.layout import SIGNATURE, CheckpointRef
 from giblet.checkpoint.resume import verified_ref
 from giblet.errors import CheckpointError, ConfigError, DeadlineError, StorageUnavailableError
 from giblet.storage import MemoryStorage
@@ -332,3 +334,18 @@ def test_an_annotation_that_failed_is_made_good_at_the_end(world):
     world.at = {60.0: back}
     world.run(when="each")
     assert world.jobs.annotations["one"]["giblet.dev/verdict"] == "SAFE"
+
+
+def test_what_the_gate_accepts_it_signs_and_a_key_that_cannot_be_read_is_said_at_once(world, tmp_path):
+    key = Ed25519PrivateKey.generate()
+    path = tmp_path / "signing.pem"
+    with pytest.raises(ConfigError, match="cannot be read"):
+        world.run(signing_key=str(path))
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    world.judge, world.jobs.job = verify, DONE
+    good, bad = world.real_commit(4), world.real_commit(8, bad=True)
+    assert world.run(signing_key=str(path), when="each").exit_code == 1
+    key.public_key().verify(world.storage.get(good.prefix + SIGNATURE), world.storage.get(good.manifest_key))
+    assert world.storage.head(bad.prefix + SIGNATURE) is None
+    assert str(world.report(good)["signed_by"]).startswith("SHA256:")
+    assert world.report(bad)["signed_by"] is None
