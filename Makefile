@@ -4,7 +4,7 @@ PYTHON ?=
 export PYTHON
 PY := .venv/bin/python
 
-.PHONY: help demo test lint unit integration e2e image bench gpu generated setup clean
+.PHONY: help demo test lint unit integration e2e image bench gpu alerts-drill generated setup clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ bench: setup  ## giblet beside the bare tools, as ratios with their spread
 
 gpu: setup  ## the production model at full size on an 80 GB GPU
 	@$(PY) ci/gpu.py
+
+alerts-drill: setup  ## every alert made to fire by a real cause, with the rules' times shortened (15 minutes)
+	@$(PY) -m tests.alertdrill
 
 generated: setup  ## files generated from the schema
 	@$(PY) ci/generated.py

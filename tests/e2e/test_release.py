@@ -15,8 +15,10 @@ from collections.abc import Iterator
 import pytest
 
 from giblet.checkpoint.layout import start_key
+from giblet.cli import main
+from giblet.storage.s3 import S3Storage
 from giblet.verify.pointer import newest_accepted
-from tests.support.lab import NAMESPACE, Lab, until
+from tests.support.lab import BUCKET, NAMESPACE, Lab, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -76,14 +78,18 @@ def test_prometheus_has_seen_the_trainer_and_the_verifier(lab: Lab, production: 
     with lab.cluster.port_forward("giblet-monitoring", "service/prometheus", 9090) as address:
 
         def latest(query: str) -> list[float]:
-            asked = urllib.parse.urlencode({"query": f"last_over_time({query}[1h])"})
-            with urllib.request.urlopen(f"{address}/api/v1/query?{asked}", timeout=10) as answer:
-                return [float(row["value"][1]) for row in json.load(answer)["data"]["result"]]
+            return _asked(address, f"last_over_time({query}[1h])")
 
         run = f'{{run="{RUN}"}}'
         until(lambda: max(latest(f"giblet_train_step{run}"), default=0) > 0, "trainer metrics", 60)
         until(lambda: max(latest(f"giblet_verify_verified_step{run}"), default=0) > 0, "verifier metrics", 60)
         assert max(latest(f"giblet_train_world_size{run}")) == 8
+
+
+def _asked(prometheus: str, query: str) -> list[float]:
+    asked = urllib.parse.urlencode({"query": query})
+    with urllib.request.urlopen(f"{prometheus}/api/v1/query?{asked}", timeout=10) as answer:
+        return [float(row["value"][1]) for row in json.load(answer)["data"]["result"]]
 
 
 def test_nothing_else_may_talk_to_the_pods_and_the_namespace_is_restricted(lab: Lab, production: str) -> None:
@@ -143,7 +149,9 @@ def test_an_elastic_run_grows_by_a_values_change_loses_a_pod_and_ends_verified(l
 # ---------------------------------------------------------------------------------- side by side, and gone
 
 
-def test_two_releases_side_by_side_leave_nothing_but_checkpoints(lab: Lab) -> None:
+def test_two_releases_side_by_side_leave_nothing_but_checkpoints_and_logs(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
     def ours() -> set[str]:
         kinds = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,networkpolicies,pytorchjobs,pdb,pvc"
         names = lab.cluster.kubectl("-n", NAMESPACE, "get", kinds, "-o", "name").stdout.split()
@@ -158,6 +166,13 @@ def test_two_releases_side_by_side_leave_nothing_but_checkpoints(lab: Lab) -> No
         assert ours()
     until(lambda: not ours(), "nothing is left in the namespace", 120)
     assert {run: lab.committed_steps(run) for run in (one, two)} == steps
+    assert isinstance(lab.storage, S3Storage)
+    where = [f"--set=checkpoint.url={BUCKET}", f"--set=checkpoint.endpoint_url={lab.storage.endpoint_url}"]
+    for run in (one, two):
+        assert main(["logs", run, *where]) == 0
+        told = capsys.readouterr().out
+        assert "step=" in told, "the pods are gone, and what they printed is not"
+        assert f"run={run}" in told
 
 
 # ---------------------------------------------------------------------------------- refusals
@@ -208,9 +223,13 @@ def test_a_wrong_image_shows_as_such(lab: Lab) -> None:
 
 
 def test_without_room_the_scheduler_says_what_is_short(lab: Lab) -> None:
-    wanted = {"workers__gpusPerWorker": 9, "config__training__global_batch_samples": 9}
+    run = f"too-large-{uuid.uuid4().hex[:6]}"
+    wanted = {"workers__gpusPerWorker": 9, "config__training__global_batch_samples": 9, "config__run__name": run}
     with lab.release("giblet-large", PROD, **wanted) as job:
         until(lambda: "Insufficient nvidia.com/gpu" in _reasons(lab, f"{job}-worker-0"), "it stays pending", 120)
+        with lab.cluster.port_forward("giblet-monitoring", "service/prometheus", 9090) as address:
+            waiting = f'ALERTS{{alertname="GibletNeverStarted",alertstate="pending",run="{run}"}}'
+            until(lambda: _asked(address, waiting), "the alert on it is pending", 120)
 
 
 def _reasons(lab: Lab, pod: str) -> str:

@@ -17,9 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from giblet.config import GibletConfig, load_config_data
 
-DEADLINE_SECONDS = 250
+DEADLINE_SECONDS: float = 250
 """Generous: it only bounds what hangs."""
 
 
@@ -132,6 +134,25 @@ def _to(log: str) -> None:
         os.dup2(stream, number)
 
 
+SLOW_READS = "GIBLET_TEST_SLOW_READS"
+"""In a node's environment: seconds that each read of a video takes longer, as from a file system that is far away."""
+
+
+def _make_reads_slow(seconds: float) -> None:
+    class Slow(np.memmap):  # type: ignore[type-arg]
+        def __getitem__(self, index: Any) -> Any:
+            time.sleep(seconds)
+            return super().__getitem__(index)
+
+    load = np.load
+
+    def slow_load(*words: Any, **named: Any) -> Any:
+        array = load(*words, **named)
+        return array.view(Slow) if isinstance(array, np.memmap) and array.ndim == 5 else array
+
+    np.load = slow_load
+
+
 def _node(config: dict[str, Any], dataset: str, log: str, environment: dict[str, str]) -> None:
     from giblet.launch.run import launch
     from giblet.launch.settings import read_settings
@@ -139,6 +160,8 @@ def _node(config: dict[str, Any], dataset: str, log: str, environment: dict[str,
 
     _to(log)
     os.environ.update(environment)
+    if seconds := os.environ.get(SLOW_READS):
+        _make_reads_slow(float(seconds))
     loaded = load_config_data(config)
     logs.configure(run=loaded.run.name)
     settings = read_settings({}, os.environ, run=loaded.run.name)
