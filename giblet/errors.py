@@ -119,6 +119,6 @@ class StoppedError(GibletError):
     exit_code = 143
 
 
-def cause_of(kind: type[GibletError]) -> str:
+def cause_of(kind: type[Exception]) -> str:
     """The cause in one word, for records and metrics: `StorageDeniedError` → `storage_denied`."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__.removesuffix("Error")).lower()

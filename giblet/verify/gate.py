@@ -68,7 +68,8 @@ class Gate:
         judge: Callable[..., Report] = verify,
     ) -> None:
         self._config, self._storage, self._jobs, self._metrics = config, storage, jobs, metrics
-        metrics.add("verify_errors_total", 0, cause="storage")  # the first one is seen as a rise
+        for cause in ("storage", "jobs_unavailable", "jobs_denied"):  # the first one is seen as a rise
+            metrics.add("verify_errors_total", 0, cause=cause)
         self._run = config.run.name
         self._clock = clock if clock is not None else SystemClock()
         self._judge_one = judge
@@ -90,6 +91,8 @@ class Gate:
         while True:
             sight = self._patiently(watch.look)
             self._metrics.set("job_active", float(sight.state == "waiting"))
+            if sight.error is not None:
+                self._metrics.add("verify_errors_total", cause=sight.error)
             if sight.state == "missing":
                 raise ConfigError(sight.what, remedy="name the job with --job and --namespace, or start it")
             if sight.state == "ended":

@@ -15,6 +15,7 @@ from giblet.checkpoint import layout
 from giblet.checkpoint.records import read_record
 from giblet.checkpoint.starts import newest_start
 from giblet.config.schema import VerifyConfig
+from giblet.errors import cause_of
 from giblet.storage import Storage
 from giblet.telemetry.logs import get_logger
 from giblet.verify.jobs import Job, Jobs, JobsDeniedError, JobsUnavailableError
@@ -62,6 +63,8 @@ class Sight:
     what: str
     job: Job | None = None
     suspended: bool = False
+    error: str | None = None
+    """In one word, why Kubernetes could not be asked this time."""
 
 
 class JobWatch:
@@ -111,6 +114,7 @@ class JobWatch:
     def _unheard(self, error: JobsUnavailableError) -> Sight:
         """The API server is away, or refuses: after a while, believe storage."""
         what, remedy = "the Kubernetes API does not answer", "the gate goes on asking, and verifies what it can"
+        word = cause_of(type(error))
         if isinstance(error, JobsDeniedError):
             what = "the Kubernetes API refuses the gate"
             remedy = f"let this service account get and patch pytorchjobs {self._jobs.name} in {self._jobs.namespace}"
@@ -118,8 +122,8 @@ class JobWatch:
         end = self._ended_start()
         patient = not self._out_of_patience()
         if end is None or patient or (end == self._ended_before and not self._out_of_patience(2)):
-            return Sight("waiting", f"not known: {error}", self._job)
-        return Sight("ended", f"by the run's own record ({end}), since {error}", self._job)
+            return Sight("waiting", f"not known: {error}", self._job, error=word)
+        return Sight("ended", f"by the run's own record ({end}), since {error}", self._job, error=word)
 
     def _out_of_patience(self, times: float = 1.0) -> bool:
         now = self._clock.now()

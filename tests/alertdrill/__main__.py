@@ -62,6 +62,10 @@ def one(shared: Ground, drill: Drill) -> list[Outcome]:
             row.fault = f"{type(error).__name__}: {str(error)[:300]}"
     finally:
         stage.end()
+    for row in stage.outcomes:
+        tell(
+            f"{drill.run}: {row.alert} fired {row.fired_seconds} s, silent {row.resolved_seconds} s, {row.fault or 'ok'}"
+        )
     tell(f"{drill.run}: over after {time.monotonic() - began:.0f} s")
     return stage.outcomes
 

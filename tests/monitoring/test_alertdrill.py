@@ -45,9 +45,7 @@ def test_nothing_but_times_is_scaled() -> None:
     )
     plain = [re.findall(r"(?<![\w.:\[])\d+(?:\.\d+)?(?![\w.:])", text) for text in (before, after)]
     changed = [(float(one), float(other)) for one, other in zip(*plain, strict=True) if one != other]
-    assert sorted(changed) == [(60, 12), (900, 180), (3600, 720), (3600, 720)], (
-        "seconds beside time(), nothing else"
-    )
+    assert sorted(changed) == [(60, 12), (900, 180), (3600, 720), (3600, 720)], "seconds beside time(), nothing else"
 
 
 def test_promtool_reads_the_scaled_rules(tmp_path: Path) -> None:

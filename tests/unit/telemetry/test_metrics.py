@@ -23,6 +23,21 @@ def test_every_metric_can_be_used_and_is_exported_under_its_name() -> None:
         assert metric.full_name.removesuffix("_total" if metric.kind == "counter" else "") in exported
 
 
+PROMISED = """
+    train_step train_samples_total train_loss train_step_seconds train_data_wait_seconds train_grad_norm
+    train_learning_rate train_world_size train_tokens_total train_gpu_memory_bytes validation_loss
+    checkpoint_committed_step checkpoint_committed_timestamp_seconds checkpoint_save_seconds checkpoint_stall_seconds
+    checkpoint_bytes_total checkpoint_failures_total restarts_total steps_lost_total verify_verdict verify_tensors
+    verify_elements verify_nan_elements verify_inf_elements verify_zero_tensors verify_bytes_total verify_seconds
+    verify_verified_step verify_verified_timestamp_seconds
+"""
+
+
+def test_what_is_promised_has_its_name() -> None:
+    """Other people's dashboards depend on these names."""
+    assert set(PROMISED.split()) <= {metric.name for metric in METRICS}
+
+
 def test_names_follow_prometheus_conventions() -> None:
     assert len({metric.name for metric in METRICS}) == len(METRICS)
     for metric in METRICS:

@@ -202,6 +202,7 @@ def test_an_api_server_that_is_away_for_a_while(world):
     world.at = {500.0: lambda: setattr(world.jobs, "error", None), 600.0: lambda: world.set_job(DONE)}
     result = world.run(patience_seconds=60.0)
     assert (result.exit_code, result.job) == (0, "Succeeded: all pods are done")
+    assert world.metric("verify_errors_total", cause="jobs_unavailable") > 10
 
 
 def test_without_permission_the_end_is_known_from_the_runs_own_record(world):
@@ -223,6 +224,7 @@ def test_without_permission_the_end_is_known_from_the_runs_own_record(world):
     assert "cannot get pytorchjobs" in told
     assert "let this service account get and patch pytorchjobs movie in lab" in told
     assert "cannot annotate the job" in told
+    assert world.metric("verify_errors_total", cause="jobs_denied") > 10
 
 
 def test_an_end_from_before_the_gate_is_not_taken_for_this_jobs(world):
