@@ -63,9 +63,7 @@ def one(shared: Ground, drill: Drill) -> list[Outcome]:
     finally:
         stage.end()
     for row in stage.outcomes:
-        tell(
-            f"{drill.run}: {row.alert} fired {row.fired_seconds} s, silent {row.resolved_seconds} s, {row.fault or 'ok'}"
-        )
+        tell(f"{drill.run}: {row.alert} fired after {row.fired_seconds} s, silent after {row.resolved_seconds} s")
     tell(f"{drill.run}: over after {time.monotonic() - began:.0f} s")
     return stage.outcomes
 
