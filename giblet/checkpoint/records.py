@@ -7,7 +7,7 @@ from typing import Any
 
 from giblet.checkpoint import exact_json
 from giblet.checkpoint.layout import CheckpointRef, reports_prefix
-from giblet.storage import Storage
+from giblet.storage import ConditionRefusedError, PreconditionFailedError, Storage
 
 REJECTED = "UNSAFE"
 ACCEPTED = ("SAFE", "SAFE WITH WARNINGS")
@@ -23,6 +23,19 @@ def read_record(storage: Storage, key: str) -> dict[str, Any] | None:
     except (KeyError, ValueError, TypeError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def put_first(storage: Storage, key: str, body: bytes) -> bool:
+    """Write a record unless there is one; whether it is ours. Also where conditional puts are ignored or refused."""
+    if storage.head(key) is not None:
+        return False
+    try:
+        storage.put(key, body, if_absent=True)
+    except (PreconditionFailedError, ConditionRefusedError):
+        if storage.head(key) is not None:
+            return False
+        storage.put(key, body)
+    return True
 
 
 def verdict_of(storage: Storage, ref: CheckpointRef) -> str | None:

@@ -9,10 +9,10 @@ from giblet.checkpoint import exact_json, layout
 from giblet.checkpoint.layout import CheckpointRef
 from giblet.checkpoint.manifest import Manifest
 from giblet.checkpoint.opened import read_manifest
-from giblet.checkpoint.records import REJECTED, rejected_among, verdict_of
+from giblet.checkpoint.records import REJECTED, put_first, rejected_among, verdict_of
 from giblet.checkpoint.survey import Found, survey
 from giblet.errors import CheckpointError
-from giblet.storage import PreconditionFailedError, Storage
+from giblet.storage import Storage
 from giblet.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -46,9 +46,7 @@ def quarantine(storage: Storage, ref: CheckpointRef, reason: str) -> None:
     """Mark a checkpoint as bad. Nothing is deleted; who removes the marker makes it eligible again."""
     log.error("checkpoint quarantined", run=ref.run, step=ref.step, attempt=ref.attempt, reason=reason)
     body = {"format": "giblet.quarantine/1", "reason": reason, "quarantined_unix_seconds": time.time()}
-    try:
-        storage.put(ref.quarantine_key, exact_json.dumps(body), if_absent=True)
-    except PreconditionFailedError:
+    if not put_first(storage, ref.quarantine_key, exact_json.dumps(body)):
         log.debug("quarantined already", step=ref.step, attempt=ref.attempt)
 
 

@@ -17,11 +17,12 @@ from typing import Any
 import giblet
 from giblet.checkpoint import exact_json, layout
 from giblet.checkpoint.layout import CheckpointRef
+from giblet.checkpoint.records import put_first
 from giblet.config.load import load_config_data
 from giblet.config.resume import config_differences
 from giblet.config.schema import GibletConfig
 from giblet.errors import ConfigError, RunConflictError
-from giblet.storage import PreconditionFailedError, Storage
+from giblet.storage import ConditionRefusedError, PreconditionFailedError, Storage
 from giblet.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -135,13 +136,9 @@ def record_end(
 ) -> None:
     """Write how a start ended, once; the first to say so is right."""
     body = {"format": "giblet.end/1", "cause": cause, "exit_code": exit_code, "step": step, "message": message}
-    try:
-        storage.put(
-            layout.end_key(run, number),
-            exact_json.dumps({**body, "ended_unix_seconds": time.time()}),
-            if_absent=True,
-        )
-    except PreconditionFailedError:
+    if not put_first(
+        storage, layout.end_key(run, number), exact_json.dumps({**body, "ended_unix_seconds": time.time()})
+    ):
         log.debug("this start's end is recorded already", start=number)
 
 
@@ -163,16 +160,20 @@ def check_fence(storage: Storage, run: str, number: int) -> None:
 
 def probe_conditional_puts(storage: Storage, run: str) -> bool:
     """Does the server honour `If-None-Match: *`? Leaves nothing behind. The answer no is logged by name."""
-    key = f"runs/{run}/{_PROBE}-{uuid.uuid4().hex}"
-    storage.put(key, b"1")
+    key, does = f"runs/{run}/{_PROBE}-{uuid.uuid4().hex}", "ignores"
     try:
+        storage.put(key, b"1", if_absent=True)
         storage.put(key, b"2", if_absent=True)
     except PreconditionFailedError:
-        return True
+        if storage.head(key) is not None:
+            return True
+        does = "refuses"  # though nothing was there
+    except ConditionRefusedError:
+        does = "refuses"
     finally:
         storage.delete(key)
     log.warning(
-        "this storage ignores conditional puts (If-None-Match), so that two starts at one moment are told apart only "
+        f"this storage {does} conditional puts (If-None-Match), so that two starts at one moment are told apart only "
         "by reading back",
         storage=storage.url,
         endpoint=getattr(storage, "endpoint_url", "local"),

@@ -8,12 +8,20 @@ from __future__ import annotations
 import os
 
 from giblet.config.schema import CheckpointConfig
-from giblet.storage.base import Cleanable, ObjectInfo, PreconditionFailedError, Storage, Watchable
+from giblet.storage.base import (
+    Cleanable,
+    ConditionRefusedError,
+    ObjectInfo,
+    PreconditionFailedError,
+    Storage,
+    Watchable,
+)
 from giblet.storage.local import LocalStorage
 from giblet.storage.memory import MemoryStorage
 
 __all__ = [
     "Cleanable",
+    "ConditionRefusedError",
     "LocalStorage",
     "MemoryStorage",
     "ObjectInfo",

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, Protocol, runtime_checkable
 
+from giblet.errors import StorageDeniedError
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
@@ -23,6 +25,10 @@ class PreconditionFailedError(Exception):
     """`put(..., if_absent=True)` found the key taken. The caller decides what that means."""
 
 
+class ConditionRefusedError(StorageDeniedError):
+    """This server does not do `put(..., if_absent=True)` at all. Nothing was written."""
+
+
 @runtime_checkable
 class Storage(Protocol):
     """A keyed store of immutable-by-habit byte objects."""
@@ -32,8 +38,8 @@ class Storage(Protocol):
     def put(self, key: str, body: bytes | BinaryIO, *, if_absent: bool = False) -> int:
         """Write an object whole and return its size in bytes.
 
-        A body with `read` is streamed in bounded memory. With `if_absent`, raises
-        `PreconditionFailedError` if the key is taken.
+        A body with `read` is streamed in bounded memory. With `if_absent`, raises `PreconditionFailedError` if the key
+        is taken, and `ConditionRefusedError` where the server knows no such thing.
         """
         ...
 

@@ -25,7 +25,15 @@ from urllib3.exceptions import HTTPError
 
 from giblet.config.schema import CheckpointConfig
 from giblet.errors import ConfigError, StorageDeniedError
-from giblet.storage.base import ObjectInfo, Observer, PreconditionFailedError, checked_key, checked_range
+from giblet.storage.base import (
+    ConditionRefusedError,
+    ObjectInfo,
+    Observer,
+    PreconditionFailedError,
+    checked_key,
+    checked_range,
+)
+from giblet.storage.s3_clock import correct_clock
 from giblet.storage.s3_errors import AUTHORITY_REMEDY, Where, explain
 from giblet.storage.s3_multipart import PART_BYTES, MultipartUpload, checksum
 from giblet.storage.s3_watch import watch_client
@@ -86,6 +94,7 @@ class S3Storage:
             )
         except (BotoCoreError, ValueError) as error:
             raise explain(error, "open", "", where) from None
+        correct_clock(client)
         return cls(client, address.netloc, address.path, encryption=config.server_side_encryption)
 
     def put(self, key: str, body: bytes | BinaryIO, *, if_absent: bool = False) -> int:
@@ -94,7 +103,7 @@ class S3Storage:
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
         parts = _parts(body)
         first, second = next(parts, b""), next(parts, None)
-        with self._translated("write", key):
+        with self._translated("write", key, conditional=if_absent):
             if second is None:
                 self._client.put_object(
                     Bucket=self.bucket, Key=name, Body=first, ChecksumCRC32C=checksum(first),
@@ -195,7 +204,7 @@ class S3Storage:
                     raise
 
     @contextlib.contextmanager
-    def _translated(self, doing: str, key: str) -> Iterator[None]:
+    def _translated(self, doing: str, key: str, *, conditional: bool = False) -> Iterator[None]:
         try:
             yield
         except ClientError as error:
@@ -203,6 +212,8 @@ class S3Storage:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             if status == 412 or code in ("PreconditionFailed", "ConditionalRequestConflict"):
                 raise PreconditionFailedError(key) from None
+            if conditional and status == 501:
+                raise ConditionRefusedError(f"{self._where}: refuses conditional puts: {code} (HTTP 501)") from None
             if code == "NoSuchKey" or (status == 404 and code in ("404", "NotFound") and self._has_bucket()):
                 raise KeyError(key) from None
             raise explain(error, doing, key, self._where) from None

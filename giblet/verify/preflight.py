@@ -27,7 +27,7 @@ from giblet.errors import (
     StorageDeniedError,
     StorageUnavailableError,
 )
-from giblet.storage import PreconditionFailedError, Storage, open_storage
+from giblet.storage import ConditionRefusedError, PreconditionFailedError, Storage, open_storage
 
 PROBE_PREFIX = "preflight"
 SMALLEST_CACHE_BYTES = 1 << 30
@@ -172,13 +172,15 @@ class _StorageChecks:
     def _conditional(self) -> str:
         if not self._written:
             raise _Skip("nothing could be written")
-        storage = self._open()
+        storage, does = self._open(), "ignores"
         try:
             storage.put(self._key, b"must not be there", if_absent=True)
         except PreconditionFailedError:
             return "the server refuses to overwrite where it is asked to (If-None-Match)"
+        except ConditionRefusedError:
+            does = "knows no"
         raise ConfigError(
-            f"{storage.url}: the server ignores If-None-Match, so two starts of a run at one moment are told apart "
+            f"{storage.url}: the server {does} If-None-Match, so two starts of a run at one moment are told apart "
             "only by reading back",
             remedy="use a server that honours conditional puts (AWS S3, SeaweedFS, MinIO, Ceph from Squid on)",
         )

@@ -4,6 +4,7 @@ imported everything: importing torch once is enough.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,23 @@ def free_port() -> int:
 
 
 class Node:
-    """One `giblet launch`; its output is in `log`, its termination message in `termination`."""
+    """One `giblet launch`; its output is in `log`, its termination message in `termination`.
+
+    `before` is called in it before it launches. `fresh`: not a fork but an interpreter of its own, for what a process
+    is told when it begins (`LD_PRELOAD`).
+    """
 
     def __init__(
-        self, folder: Path, name: str, config: GibletConfig, dataset: Path, endpoint: str | None = None, **environ: str
+        self,
+        folder: Path,
+        name: str,
+        config: GibletConfig,
+        dataset: Path,
+        endpoint: str | None = None,
+        *,
+        before: Callable[[], object] | None = None,
+        fresh: bool = False,
+        **environ: str,
     ) -> None:
         self.log, self.termination = folder / f"{name}.log", folder / f"{name}.termination"
         self.environment = {
@@ -47,12 +61,10 @@ class Node:
                 "PET_RDZV_ENDPOINT": endpoint, "PET_NNODES": "1:2", "PET_NPROC_PER_NODE": "1",
                 "PET_RDZV_CONF": "is_host=0,last_call_timeout=10,keep_alive_interval=1,keep_alive_max_attempt=8",
             }  # fmt: skip
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.support.nodes", "giblet.launch"])
-        self.process = context.Process(
-            target=_node, args=(config.model_dump(mode="json"), str(dataset), str(self.log), self.environment)
-        )
-        self.process.start()
+        arguments = (config.model_dump(mode="json"), str(dataset), str(self.log), self.environment, before)
+        self.process = _process(_node, arguments, fresh)
+        with _environment(self.environment if fresh else {}):
+            self.process.start()
 
     def text(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
@@ -111,9 +123,7 @@ class Rendezvous:
         self.start()
 
     def start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.support.nodes", "giblet.launch"])
-        self.process = context.Process(target=_rendezvous, args=(self.port, str(self.log)))
+        self.process = _process(_rendezvous, (self.port, str(self.log)))
         self.process.start()
 
     def kill(self, number: int = signal.SIGKILL) -> int | None:
@@ -121,6 +131,25 @@ class Rendezvous:
             os.kill(self.process.pid, number)
         self.process.join(DEADLINE_SECONDS)
         return self.process.exitcode
+
+
+def _process(target: Callable[..., None], arguments: tuple[Any, ...], fresh: bool = False) -> Any:
+    if fresh:
+        return multiprocessing.get_context("spawn").Process(target=target, args=arguments)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.nodes", "giblet.launch.run"])
+    return context.Process(target=target, args=arguments)
+
+
+@contextlib.contextmanager
+def _environment(more: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _children(pid: int | None) -> list[int]:
@@ -153,7 +182,9 @@ def _make_reads_slow(seconds: float) -> None:
     np.load = slow_load
 
 
-def _node(config: dict[str, Any], dataset: str, log: str, environment: dict[str, str]) -> None:
+def _node(
+    config: dict[str, Any], dataset: str, log: str, environment: dict[str, str], before: Callable[[], object] | None
+) -> None:
     from giblet.launch.run import launch
     from giblet.launch.settings import read_settings
     from giblet.telemetry import logs
@@ -165,6 +196,8 @@ def _node(config: dict[str, Any], dataset: str, log: str, environment: dict[str,
     loaded = load_config_data(config)
     logs.configure(run=loaded.run.name)
     settings = read_settings({}, os.environ, run=loaded.run.name)
+    if before is not None:
+        before()
     sys.exit(launch(loaded, settings, dataset_path=Path(dataset)).exit_code)
 
 
