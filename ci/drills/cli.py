@@ -112,7 +112,7 @@ def _line(row: Row) -> str:
     if row.skipped is not None:
         return f"| {row.fault} | {row.where} | not tried: {row.skipped} | | | | | |"
     goal = "" if row.goal_seconds is None else f" (≤ {row.goal_seconds:.0f})"
-    samples = "–" if row.repeated is None else f"{row.repeated} / {row.missed}"
+    samples = "–" if row.repeated is None else f"{row.repeated}{' or more' if row.open_end else ''} / {row.missed}"
     notes = f" ({'; '.join(row.notes)})" if row.notes else ""
     verdict = row.verdict or "–"
     if row.broken:

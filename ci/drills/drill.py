@@ -54,7 +54,10 @@ def drill(name: str, fault: str, **more: Any) -> Callable[[Callable[[Any], str]]
 
 @dataclass
 class Row:
-    """One line of the table. `broken`: the promises that did not hold; `person`: what somebody had to do."""
+    """One line of the table. `broken`: the promises that did not hold; `person`: what somebody had to do.
+
+    `open_end`: a start left no word of its end, so that the ledger cannot say how much more was repeated.
+    """
 
     name: str
     fault: str
@@ -65,6 +68,7 @@ class Row:
     goal_seconds: float | None = None
     repeated: int | None = None
     missed: int | None = None
+    open_end: bool = False
     verdict: str = ""
     person: str = "nothing"
     starts: int = 0

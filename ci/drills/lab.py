@@ -257,6 +257,7 @@ def judge(scene: ClusterScene, row: Row) -> None:
     again = [found for found in ledger.repeated if found.start >= scene.first_start and not found.ahead]
     row.repeated = sum(len(samples) for found in again for samples in found.samples.values())
     row.missed = sum(len(epoch.missed) for epoch in ledger.epochs)
+    row.open_end = any(entry.open_end and entry.number >= scene.first_start for entry in ledger.starts[:-1])
     if not ledger.proven:
         row.broken.append(f"the ledger proves nothing: {'; '.join(ledger.faults)}")
     row.verdict = verify(f"{scene.storage.url}/{ref.prefix}", storage=scene.storage).verdict

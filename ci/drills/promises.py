@@ -52,6 +52,7 @@ def _ledger(scene: Scene, row: Row) -> None:
         return
     row.repeated = sum(len(found) for again in ledger.repeated for found in again.samples.values())
     row.missed = sum(len(epoch.missed) for epoch in ledger.epochs)
+    row.open_end = any(entry.open_end for entry in ledger.starts)
     if not ledger.proven:
         row.broken.append(f"the ledger proves nothing: {'; '.join(ledger.faults) or 'samples missed or used twice'}")
 

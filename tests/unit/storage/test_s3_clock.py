@@ -38,7 +38,7 @@ def server(ahead_seconds, *, code="RequestTimeTooSkewed", lenient=False):
         if seen[-1] > 900 or lenient:
             refused = error(403, code)
             return Response(403, b"" if request.method == "HEAD" else refused.body, date)
-        return Response(200, b"ok", date)
+        return Response(200, b"" if request.method == "PUT" else b"ok", date)
 
     return behave, seen
 
