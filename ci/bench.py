@@ -18,10 +18,12 @@ from pathlib import Path
 from benches.common import Options, Row
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # some parts share their ground with the tests
 BENCHES = {
     "prepare": "a film to a prepared dataset, beside ffmpeg and EnCodec",
     "loop": "training steps, beside bare PyTorch",
     "telemetry": "what metrics cost",
+    "launch": "what the launcher and its hang watch cost",
 }
 """Each is a module in ci/benches/ with `rows(options)`."""
 

@@ -75,7 +75,7 @@ def _run(drills: Sequence[Drill], *, brief: bool) -> list[Row]:
     there = [drill for drill in drills if drill.where == "cluster"]
     if there:
         try:
-            with lab() as place, release(place) as scene:
+            with lab() as cluster, release(cluster) as scene:
                 for drill in there:
                     _say(f"{len(rows) + 1}/{len(drills)} {drill.name}: {drill.fault}")
                     rows.append(run_there(drill, scene))

@@ -17,6 +17,7 @@ from drills.proxy import Behaviour, Forward, Request, Response, answer, error, s
 from drills.scene import SAVE_EVERY_STEPS, Scene
 from giblet.checkpoint.layout import CheckpointRef
 from giblet.checkpoint.opened import read_manifest
+from giblet.launch.run import GRACE_MARGIN_SECONDS
 from giblet.storage import LocalStorage
 
 AFTER = SAVE_EVERY_STEPS + 5
@@ -93,6 +94,7 @@ def s3_away_at_start(scene: Scene) -> str:
     scene.strike(lambda: None)
     code = scene.ended(pod)
     require(code == 129, f"it ended with {code}\n{pod.text()[-2000:]}")
+    require(pod.last_words()["cause"] == "storage_unavailable", f"the termination message: {pod.last_words()}")
     scene.codes.clear()
     scene.proxy.back()
     pod.again()  # type: ignore[attr-defined]
@@ -100,6 +102,27 @@ def s3_away_at_start(scene: Scene) -> str:
     scene.finish()
     scene.notes.append("telemetry.hang_seconds 4")
     return "termination message: storage_unavailable (129)"
+
+
+@drill("s3-gone-at-sigterm", "SIGTERM while S3 is gone, longer than the pod may take", starts=2)
+def s3_gone_at_sigterm(scene: Scene) -> str:
+    """It cannot be saved: the ranks are ended in time for the pod's own last words, which say so."""
+    pod = scene.start(TORCH_ELASTIC_SHUTDOWN_TIMEOUT="5")
+    scene.until_step(AFTER)
+    scene.proxy.gone()
+    scene.strike(lambda: pod.signal(signal.SIGTERM))
+    code = scene.ended(pod)
+    took = time.monotonic() - (scene.struck or 0.0)
+    told = pod.last_words()
+    require((code, told["exit_code"]) == (128, 128), f"it ended with {code}, and said {told}")
+    require("had not saved 5 s after" in told["message"], f"the termination message: {told}")
+    require(took < 5 + GRACE_MARGIN_SECONDS, f"it took {took:.0f} s, and would have been killed")
+    scene.notes.append(f"shutdown timeout 5 s, ended after {took:.0f} s")
+    scene.proxy.back()
+    pod.again()  # type: ignore[attr-defined]
+    scene.until_next_step()
+    scene.finish()
+    return "termination message: crashed (128), not saved in time"
 
 
 # ---------------------------------------------------------------------------------- conditional puts

@@ -241,14 +241,19 @@ class Elastic:
             raise EndedError(ending)
 
     def _try_again(self) -> Change | None:
-        """The store is away: is it back, and does it still know this round."""
+        """The store is away: is it back, and have the others met there without this node."""
+        assert self._world is not None
         if time.monotonic() < self._next_try:
             return None
         self._next_try = time.monotonic() + RETRY_SECONDS
         try:
-            self._connect().leave()
+            handler = self._connect()
+            went_on = handler.state_now().round > self._world[0]
+            handler.leave()
         except (RendezvousError, RuntimeError, OSError):
             return None
+        if went_on:  # it was this node that was away: its ranks stand in a collective that the others have left
+            return Change.LOST
         return Change.STORE_LOST
 
     def _drop(self) -> None:
