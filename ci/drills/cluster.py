@@ -6,6 +6,9 @@ import os
 import signal
 import time
 
+from localcluster.node import Node
+from localcluster.settings import CONTROL_PLANE_IP
+
 from drills.drill import drill
 from drills.lab import ClusterScene
 from drills.promises import require
@@ -160,23 +163,70 @@ def node_drained(scene: ClusterScene) -> str:
 @drill("cluster-link-cut", "a node's link cut without a word", where="cluster", goal_seconds=90.0, starts=4)
 def link_cut(scene: ClusterScene) -> str:
     """The other goes on alone; when the link is back, the lost worker finds that, and joins."""
+    lost = _cut(scene)
+    try:
+        scene.notes.append(_as_the_api_has_it(scene, lost))
+    finally:
+        _mend(scene)
+    back = time.time()
+    scene.until_both_again()
+    scene.notes.append(f"both again {time.time() - back:.0f} s after the link was back, in the same pod")
+    return f"heartbeat of the other launcher; {scene.ends()}"
+
+
+@drill("cluster-node-removed", "a node that never comes back", where="cluster", goal_seconds=90.0, starts=4)
+def node_removed(scene: ClusterScene) -> str:
+    """Its link is cut and its object removed, as a cloud does; a new node (here: the old one) takes its place."""
+    lost = _cut(scene)
+    uid = scene.uid(lost)
+    try:
+        scene.notes.append(_as_the_api_has_it(scene, lost))
+        scene.lab.cluster.kubectl("delete", "node", "node2")
+        removed = time.time()
+        scene.until(lambda: scene.uid(lost) not in ("", uid), "the operator makes another pod")
+        scene.notes.append(f"another pod {time.time() - removed:.0f} s after the node's object was removed")
+    finally:
+        _mend(scene)
+        _register_again(scene)
+    scene.until_both_again()
+    return f"heartbeat of the other launcher; {scene.ends()}"
+
+
+def _cut(scene: ClusterScene) -> int:
+    """Cut node2's link, wait until the run goes on and Kubernetes has noticed; which worker was lost."""
     scene.both_train()
     lost = 0 if scene.node_of(0) == "node2" else 1
     scene.strike(lambda: scene.node("node2", "ip", "link", "set", "eth0", "down"))
-    try:
-        scene.until_next_step()
-        require(scene.world_size() == 1, "it did not go on at the minimum")
-        scene.until(lambda: not _ready(scene), "Kubernetes notices", 120)
-        scene.notes.append(f"Kubernetes says NotReady after {time.time() - scene.struck:.0f} s")
-        status = scene.lab.get("pod", scene.pod(lost))["status"]
-        scene.notes.append(f"the pod is {status['phase']} meanwhile")
-    finally:
-        scene.node("node2", "ip", "link", "set", "eth0", "up")
-        scene.node("node2", "ip", "route", "replace", "default", "via", "10.88.0.1")
-    back = time.time()
-    scene.until_both_again()
-    scene.notes.append(f"both again {time.time() - back:.0f} s after the link was back")
-    return f"heartbeat of the other launcher; {scene.ends()}"
+    scene.until_next_step()
+    require(scene.world_size() == 1, "it did not go on at the minimum")
+    scene.until(lambda: not _ready(scene), "Kubernetes notices", 120)
+    scene.notes.append(f"Kubernetes says NotReady after {time.time() - scene.struck:.0f} s")
+    return lost
+
+
+def _mend(scene: ClusterScene) -> None:
+    scene.node("node2", "ip", "link", "set", "eth0", "up")
+    scene.node("node2", "ip", "route", "replace", "default", "via", CONTROL_PLANE_IP)
+
+
+def _register_again(scene: ClusterScene) -> None:
+    """A kubelet registers its node when it starts, and then never again."""
+    local = scene.cluster
+    node = Node(local.control_plane, 2)
+    pid = node.machine.daemon_pid("kubelet")
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
+    scene.until(lambda: node.machine.daemon_pid("kubelet") is None, "the kubelet ends")
+    node._start_kubelet()
+    scene.until(lambda: scene.lab.get("node", "node2").get("metadata"), "the node registers")
+    local.kubectl.pretend_gpus(["node2"], 8)
+
+
+def _as_the_api_has_it(scene: ClusterScene, number: int) -> str:
+    pod = scene.lab.get("pod", scene.pod(number))
+    ready = next(row["status"] for row in pod["status"]["conditions"] if row["type"] == "Ready")
+    leaving = "being deleted" if "deletionTimestamp" in pod["metadata"] else "not being deleted"
+    return f"its pod meanwhile: {pod['status']['phase']}, Ready {ready}, {leaving}"
 
 
 def _ready(scene: ClusterScene) -> bool:

@@ -9,7 +9,6 @@ no loop without end
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 import safetensors.torch
 import torch
@@ -68,12 +67,22 @@ def _verdict(scene: Scene, row: Row) -> None:
 
 
 def steps_lost(scene: Scene) -> int:
-    """Steps that were done and are in no weights: those beyond where the start after went on from, of all starts."""
+    """Steps that were done and are in no weights: of each start those beyond where the next one went on from, and of
+    the last one those beyond the newest commit.
+    """
     starts, lost = scene.witness.starts(), 0
-    for before, after in pairwise(starts):
-        done = max((note["step"] for note in _of(scene, before)), default=before["step"])
-        lost += max(0, done - after["step"])
+    kept = [went_on_from(scene, note) for note in starts[1:]]
+    kept.append(max((note["step"] for note in scene.witness.notes("commit")), default=0))
+    for start, step in zip(starts, kept, strict=False):
+        done = max((note["step"] for note in _of(scene, start)), default=start["step"])
+        lost += max(0, done - step)
     return lost
+
+
+def went_on_from(scene: Scene, start: Note) -> int:
+    """The step of the checkpoint that a start loaded in the end: the one it began with may have proved damaged."""
+    loaded = [note["step"] for note in scene.witness.notes("load") if note["pid"] == start["pid"]]
+    return int(loaded[-1] if loaded else start["step"])
 
 
 def _of(scene: Scene, start: Note) -> list[Note]:
@@ -84,14 +93,12 @@ def _of(scene: Scene, start: Note) -> list[Note]:
 def losses(scene: Scene) -> Iterator[str]:
     """Starts that went on from less than the newest good commit there was."""
     commits = [(note["at"], (note["step"], note["attempt"])) for note in scene.witness.notes("commit")]
-    loads = [note for note in scene.witness.notes("load") if note["rank"] == 0]
     for start in scene.witness.starts():
-        loaded = [note["step"] for note in loads if note["pid"] == start["pid"]]
-        went_on_from = loaded[-1] if loaded else start["step"]
+        step = went_on_from(scene, start)
         there = [ref for at, ref in commits if at < start["at"] and ref not in scene.damaged]
-        newest = max((step for step, _ in there), default=0)
-        if went_on_from < newest:
-            yield f"start {start['start']} went on from step {went_on_from}, though step {newest} was committed"
+        newest = max((at for at, _ in there), default=0)
+        if step < newest:
+            yield f"start {start['start']} went on from step {step}, though step {newest} was committed"
 
 
 def differing_bits(scene: Scene) -> Iterator[str]:
