@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from drills.drill import Drill, NotHereError, Row
@@ -53,36 +53,45 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.list:
         print("\n".join(f"{drill.name:26} {WHERE[drill.where]:22} {drill.fault}" for drill in drills))
         return 0
-    rows = _run(drills, brief=options.brief)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps([row.to_json() for row in rows], indent=2) + "\n")
+    rows: list[Row] = []
+    for row in _run(drills, brief=options.brief):
+        rows.append(row)
+        _say(f"    {_outcome(row)}")
+        if options.json is not None:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps([done.to_json() for done in rows], indent=2) + "\n")
     if options.table is not None:
         options.table.write_text(markdown(rows))
     print(markdown(rows))
     return 0 if all(row.held for row in rows) else 1
 
 
-def _run(drills: Sequence[Drill], *, brief: bool) -> list[Row]:
-    rows: list[Row] = []
+def _run(drills: Sequence[Drill], *, brief: bool) -> Iterator[Row]:
+    """A row after each drill."""
+    count = 0
+
+    def begin(drill: Drill) -> None:
+        nonlocal count
+        count += 1
+        _say(f"{count}/{len(drills)} {drill.name}: {drill.fault}")
+
     here = [drill for drill in drills if drill.where == "processes"]
     if here:
         with ground() as place:
             for drill in here:
-                _say(f"{len(rows) + 1}/{len(drills)} {drill.name}: {drill.fault}")
-                rows.append(run_here(drill, place, brief=brief))
-                _say(f"    {_outcome(rows[-1])}")
+                begin(drill)
+                yield run_here(drill, place, brief=brief)
     there = [drill for drill in drills if drill.where == "cluster"]
     if there:
         try:
             with lab() as cluster, release(cluster) as scene:
                 for drill in there:
-                    _say(f"{len(rows) + 1}/{len(drills)} {drill.name}: {drill.fault}")
-                    rows.append(run_there(drill, scene))
-                    _say(f"    {_outcome(rows[-1])}")
+                    begin(drill)
+                    yield run_there(drill, scene)
         except NotHereError as error:
-            rows += [Row(drill.name, drill.fault, WHERE[drill.where], skipped=str(error)) for drill in there]
-    return rows
+            for drill in there:
+                begin(drill)
+                yield Row(drill.name, drill.fault, WHERE[drill.where], skipped=str(error))
 
 
 def _outcome(row: Row) -> str:

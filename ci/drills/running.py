@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,9 @@ def to_row(row: Row, scene: Scene | ClusterScene, run: Callable[[], str]) -> Row
         row.skipped = str(error)
     except (BrokenPromiseError, AssertionError) as error:
         row.broken.append(str(error))
+    except Exception as error:
+        traceback.print_exc()
+        row.broken.append(f"the drill itself failed: {type(error).__name__}: {error}")
     row.person, row.notes = scene.person, scene.notes
     row.took_seconds = time.monotonic() - began
     return row
