@@ -18,11 +18,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Rounds of each comparison, minutes of the film, and a folder for whatever a benchmark writes."""
+    """Rounds of each comparison, minutes of the film, gigabytes of a checkpoint, a folder for what is written."""
 
     folder: Path
     rounds: int
     minutes: float
+    gigabytes: float = 2.0
 
     def example(self) -> Path:
         """The film with a simulated brain of few voxels, so that the film is most of the work; made once."""

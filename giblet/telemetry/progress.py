@@ -18,11 +18,13 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 from giblet.telemetry.logs import get_logger
@@ -69,7 +71,7 @@ class _LineBar:
             left = (now - self._start) * max(self._total - self._done, 0) / self._done
             log.info(
                 self._description,
-                done=f"{self._done:.0f}/{self._total:.0f} {self._unit}",
+                done=_amounts(self._done, self._total, self._unit),
                 percent=round(100 * self._done / self._total) if self._total else 100,
                 left_seconds=round(left),
                 **({"note": self._note} if self._note else {}),
@@ -79,14 +81,20 @@ class _LineBar:
         self._note = text
 
 
+def _amounts(done: float, total: float, unit: str) -> str:
+    return f"{done / 1e9:.2f}/{total / 1e9:.2f} GB" if unit == "bytes" else f"{done:.0f}/{total:.0f} {unit}"
+
+
 @contextmanager
 def progress(description: str, *, total: float, unit: str = "") -> Iterator[Bar]:
     """A bar over `total` units of work, alive within the `with`."""
     if not sys.stderr.isatty():
         yield _LineBar(description, total, unit)
         return
+    counted = [MofNCompleteColumn(), TextColumn("{task.fields[unit]}")]
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
+        TextColumn("{task.description}"), BarColumn(),
+        *([DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else counted),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as live:

@@ -107,10 +107,20 @@ def _foreign(evidence: Evidence) -> Check:
     if len(counts) > 1:
         low, high = min(counts), max(counts)
         return Check("consistent", "warning", f"the optimizer's step counts reach from {low:g} to {high:g}")
-    step, epoch = evidence.source.step, evidence.source.state.get("epoch")
-    said = [f"{name} {value}" for name, value in (("epoch", epoch), ("step", step)) if value is not None]
+    state = evidence.source.state
+    if bad := state.get("not_finite"):
+        return Check("consistent", "warning", f"not finite, among what it says of its training: {named(bad)}")
+    facts = (
+        ("epoch", state.get("epoch")),
+        ("step", evidence.source.step),
+        ("best validation loss", state.get("best_val_loss")),
+    )
+    said = [f"{name} {value}" for name, value in facts if value is not None]
     if counts:
         said.append(f"{max(counts):g} optimizer steps")
+    if said:
+        parts = {name: state.get(f"has_{name}") for name in ("optimizer", "schedule", "history")}
+        said += [f"{'with' if there else 'without'} {name}" for name, there in parts.items() if there is not None]
     if not said:
         return Check("consistent", "skipped", "it says nothing of its progress")
     return Check("consistent", "passed", ", ".join(said))

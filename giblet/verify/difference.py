@@ -18,6 +18,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from giblet.errors import CheckpointError
+from giblet.telemetry.progress import progress
 from giblet.verify.sources import Chunk, Source, StoredObject
 
 READ_BYTES = 8 * 1024 * 1024
@@ -91,11 +92,12 @@ def difference(first: Source, second: Source) -> Difference:
     for item in second.objects:
         for chunk in item.chunks:
             places.setdefault(chunk.tensor, []).append((item, chunk))
-    for item in first.objects:
-        for chunk in item.chunks:
-            if chunk.tensor in found:
-                for offsets, values in _pieces(first, item, chunk):
-                    _compare(found[chunk.tensor], values, _box(second, places, chunk.tensor, offsets, values.shape))
+    chunks = [(item, chunk) for item in first.objects for chunk in item.chunks if chunk.tensor in found]
+    with progress("compare", total=sum(chunk.stop - chunk.start for _, chunk in chunks), unit="bytes") as bar:
+        for item, chunk in chunks:
+            for offsets, values in _pieces(first, item, chunk):
+                _compare(found[chunk.tensor], values, _box(second, places, chunk.tensor, offsets, values.shape))
+                bar.advance(values.nbytes)
     return Difference(
         first, second, tuple(found.values()),
         tuple(name for name in first.tensors if name not in second.tensors),

@@ -32,6 +32,9 @@ ROW = 8192
 TORCH_SERIAL_ELEMENTS = 32_000
 """Below 32,768 elements torch converts in the calling thread."""
 
+CODES_EXACT, CODES_STRIDE = 1 << 16, 13
+"""Means and deviations of one-byte integers in longer blocks are those of every 13th: nobody reads those of codes."""
+
 _CANCELLATION = 1e-2
 """A variance below this share of the mean square has lost digits in float32 and is computed again in float64."""
 
@@ -76,6 +79,9 @@ _SAFETENSORS_NAMES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
     "U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64",
 }  # fmt: skip
+_COMPONENT = {"complex64": "float32", "complex128": "float64"}
+_UPPER_HALF = np.uint32(0xFFFF0000)
+_maximum, _minimum = np.maximum.reduce, np.minimum.reduce
 _INFINITY = {"float64": 0x7FF0 << 48, "float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
 
 
@@ -147,8 +153,10 @@ class Meter:
         self._limit = magnitude_limit
         self._shifted = np.empty(BLOCK_BYTES, np.uint8)
         self._narrow = np.empty(BLOCK_ELEMENTS, np.uint16)
-        self._wide = np.empty(BLOCK_ELEMENTS, np.float32)
+        self._wide = np.empty(2 * BLOCK_ELEMENTS, np.float32)
+        self._words = self._wide.view(np.uint32)
         self._ones = np.ones(ROW, np.float32)
+        self._rows = np.empty(2 * BLOCK_ELEMENTS // ROW, np.float32)
         self._wide_tensor = torch.from_numpy(self._wide)
         self._narrow_tensors = {
             "float16": torch.from_numpy(self._narrow.view(np.float16)),
@@ -157,87 +165,165 @@ class Meter:
 
     def measure(self, data: Array, form: NumberFormat, *, squares: bool = False) -> TensorStatistics:
         """Statistics of `data` (uint8, whole elements of `form`); `squares` are held to the limit squared."""
-        total = TensorStatistics()
-        size = min(BLOCK_ELEMENTS * form.item_bytes, BLOCK_BYTES)
-        limit = self._limit**2 if squares else self._limit
-        for start in range(0, data.size, size):
-            total.merge(self._block(data[start : start + size], form, limit))
-        return total
+        tally = self.tally(form, squares=squares)
+        with np.errstate(over="ignore", invalid="ignore"):
+            tally.add(data)
+        return tally.result()
 
-    def _block(self, data: Array, form: NumberFormat, limit: float) -> TensorStatistics:
-        if form.kind == "byte":
-            values = self._wide[: data.size]
-            np.take(byte_values(form.name), data, out=values)
-            return self._ieee(values.view(np.uint32), "float32", limit)
-        values = data.view(form.numpy)
-        if form.kind == "integer":
-            return self._integers(values)
-        name = {"complex64": "float32", "complex128": "float64"}.get(form.name, form.name)
-        return self._ieee(values, name, limit)
+    def tally(self, form: NumberFormat, *, squares: bool = False) -> Tally:
+        """Statistics of bytes that come block by block."""
+        return Tally(self, form, self._limit**2 if squares else self._limit)
 
-    def _ieee(self, bits: Array, name: str, magnitude_limit: float) -> TensorStatistics:
+    def moments(self, values: Array) -> tuple[float, float]:
+        """Sum, and sum of squares, of float32 numbers: float64 sums over the dot products of rows."""
+        count = values.size // ROW
+        body, rest = values[: count * ROW].reshape(count, ROW), values[count * ROW :]
+        rows = self._rows[:count]
+        np.vecdot(body, body, out=rows)
+        square = float(np.add.reduce(rows, dtype=np.float64))
+        np.vecdot(body, self._ones, out=rows)
+        total = float(np.add.reduce(rows, dtype=np.float64))
+        if rest.size:
+            square += float(np.vecdot(rest, rest))
+            total += float(rest.sum())
+        return total, square
+
+    def shifted(self, bits: Array) -> Array:
+        """The patterns without their sign, in scratch: unsigned integers that sort like |x|."""
         ordered = self._shifted[: bits.nbytes].view(bits.dtype)
         np.left_shift(bits, 1, out=ordered)
-        largest, smallest = int(ordered.max()), int(ordered.min())
-        found = TensorStatistics(elements=bits.size)
-        if smallest == 0:
-            found.zero = bits.size - int(np.count_nonzero(ordered)) if largest else bits.size
-        infinity, limit = _INFINITY[name] << 1, _limit_pattern(magnitude_limit, name) << 1
-        if largest > limit:
-            over = int(np.count_nonzero(ordered > limit))
-            beyond = int(np.count_nonzero(ordered >= infinity))
-            found.nan = int(np.count_nonzero(ordered > infinity))
-            found.inf = beyond - found.nan
-            found.over_limit = over - beyond
-        if largest >= infinity:
-            usable = ordered[ordered < infinity]
-            largest = int(usable.max()) if usable.size else 0
-        found.absmax = magnitude_of(largest >> 1, name)
-        if largest:
-            self._moments(found, self._widened(bits, name), finite=found.nan + found.inf == 0)
-        return found
+        return ordered
 
-    def _widened(self, bits: Array, name: str) -> Array:
-        """The numbers of a block, at least float32. torch converts half precision twenty times as fast as numpy."""
+    def widened(self, bits: Array, name: str) -> Array:
+        """The numbers of a block, at least float32, in scratch; those of bfloat16 in another order.
+
+        Two bfloat16 make one word: shifted up it is the first of them as a float32, masked it is the second. torch
+        converts the rest, twenty times as fast as numpy.
+        """
         if name in ("float32", "float64"):
             return bits.view(bits.dtype.str.replace("u", "f"))
+        if name == "bfloat16" and bits.size % 2 == 0:
+            pairs = bits.view(np.uint32)
+            np.left_shift(pairs, 16, out=self._words[: pairs.size])
+            np.bitwise_and(pairs, _UPPER_HALF, out=self._words[pairs.size : bits.size])
+            return self._wide[: bits.size]
+        for begin in range(0, bits.size, BLOCK_ELEMENTS):
+            self._convert(bits[begin : begin + BLOCK_ELEMENTS], begin, name)
+        return self._wide[: bits.size]
+
+    def _convert(self, bits: Array, begin: int, name: str) -> None:
         self._narrow[: bits.size] = bits
         source = self._narrow_tensors[name]
         for start in range(0, bits.size, TORCH_SERIAL_ELEMENTS):
             stop = min(start + TORCH_SERIAL_ELEMENTS, bits.size)
-            self._wide_tensor[start:stop].copy_(source[start:stop])
-        return self._wide[: bits.size]
+            self._wide_tensor[begin + start : begin + stop].copy_(source[start:stop])
 
-    def _moments(self, found: TensorStatistics, values: Array, *, finite: bool) -> None:
+    def copied(self, values: Array) -> Array:
+        """Up to a block of numbers as float32, in scratch."""
+        np.copyto(self._wide[: values.size], values)
+        return self._wide[: values.size]
+
+    def bytes_widened(self, data: Array, name: str) -> Array:
+        """The numbers of 8-bit floats, in scratch."""
+        return np.take(byte_values(name), data, out=self._wide[: data.size])
+
+
+class Tally:
+    """The statistics of one tensor's elements, block by block. What no block needs is left for the end."""
+
+    def __init__(self, meter: Meter, form: NumberFormat, limit: float) -> None:
+        self._meter, self._form = meter, form
+        elements = BLOCK_ELEMENTS if form.kind == "byte" else 2 * BLOCK_ELEMENTS
+        self._block_bytes = BLOCK_BYTES if form.kind == "integer" else min(elements * form.item_bytes, BLOCK_BYTES)
+        self._name = "float32" if form.kind == "byte" else _COMPONENT.get(form.name, form.name)
+        self._exact = TensorStatistics()
+        """Of the blocks whose moments need float64, and the counts of all."""
+        self._elements, self._total, self._square = 0, 0.0, 0.0
+        self._largest = 0
+        if form.kind != "integer":
+            self._infinity = _INFINITY[self._name] << 1
+            self._limit = _limit_pattern(limit, self._name) << 1
+
+    def add(self, data: Array) -> None:
+        """Take in whole elements (uint8). The caller lets numpy overflow (`errstate`)."""
+        for start in range(0, data.size, self._block_bytes):
+            block = data[start : start + self._block_bytes]
+            if self._form.kind == "ieee":
+                self._ieee(block.view(self._form.numpy))
+            elif self._form.kind == "byte":
+                self._ieee(self._meter.bytes_widened(block, self._form.name).view(np.uint32))
+            else:
+                self._integers(block.view(self._form.numpy))
+
+    def result(self) -> TensorStatistics:
+        """What was found so far."""
+        found = TensorStatistics(elements=self._elements)
+        if self._elements:
+            found.mean = self._total / self._elements
+            found.squares = self._square - self._total * found.mean
+        found.merge(self._exact)
+        if self._largest:
+            found.absmax = max(found.absmax, magnitude_of(self._largest >> 1, self._name))
+        return found
+
+    def _ieee(self, bits: Array) -> None:
+        ordered = self._meter.shifted(bits)
+        largest, smallest = int(_maximum(ordered)), int(_minimum(ordered))
+        bad = 0
+        if smallest == 0:
+            self._exact.zero += bits.size - int(np.count_nonzero(ordered)) if largest else bits.size
+        if largest > self._limit:
+            bad, largest = self._count_bad(ordered, largest)
+        self._largest = max(self._largest, largest)
+        if not largest:
+            self._elements += bits.size - bad
+        else:
+            self._moments(self._meter.widened(bits, self._name), finite=bad == 0)
+
+    def _count_bad(self, ordered: Array, largest: int) -> tuple[int, int]:
+        """Count what is beyond the limit or not finite; how many are not, and the largest finite pattern."""
+        over = int(np.count_nonzero(ordered > self._limit))
+        beyond = int(np.count_nonzero(ordered >= self._infinity))
+        nan = int(np.count_nonzero(ordered > self._infinity))
+        counts = self._exact
+        counts.nan, counts.inf = counts.nan + nan, counts.inf + beyond - nan
+        counts.elements += beyond
+        counts.over_limit += over - beyond
+        if beyond:
+            usable = ordered[ordered < self._infinity]
+            largest = int(usable.max()) if usable.size else 0
+        return beyond, largest
+
+    def _moments(self, values: Array, *, finite: bool) -> None:
         if finite and values.dtype == np.float32:
-            rows = values.size // ROW
-            body, rest = values[: rows * ROW].reshape(rows, ROW), values[rows * ROW :]
-            with np.errstate(over="ignore"):
-                square = float(np.vecdot(body, body).sum(dtype=np.float64)) + float(np.vecdot(rest, rest))
-            total = float(np.vecdot(body, self._ones).sum(dtype=np.float64)) + float(rest.sum())
-            mean = total / values.size
-            squares = square - total * mean
-            if math.isfinite(square) and squares > _CANCELLATION * square:
-                found.mean, found.squares = mean, squares
+            total, square = self._meter.moments(values)
+            if math.isfinite(square) and square - total * total / values.size > _CANCELLATION * square:
+                self._elements += values.size
+                self._total += total
+                self._square += square
                 return
         exact = values.astype(np.float64) if finite else values[np.isfinite(values)].astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            found.mean = float(exact.mean())
-            found.squares = float(np.square(exact - found.mean).sum())
+        self._take_exactly(exact)
 
-    def _integers(self, values: Array) -> TensorStatistics:
-        largest, smallest = int(values.max()), int(values.min())
-        found = TensorStatistics(elements=values.size, absmax=float(max(largest, -smallest)))
-        found.zero = values.size - int(np.count_nonzero(values))
-        if values.dtype.itemsize == 1 and largest != smallest:
-            wide = self._wide[: values.size]
-            np.copyto(wide, values)
-            self._moments(found, wide, finite=True)
-        else:
-            exact = values.astype(np.float64)
-            found.mean = float(exact.mean())
-            found.squares = float(np.square(exact - found.mean).sum())
-        return found
+    def _take_exactly(self, values: Array) -> None:
+        found = TensorStatistics(elements=values.size)
+        found.mean = float(values.mean())
+        found.squares = float(np.square(values - found.mean).sum())
+        self._exact.merge(found)
+
+    def _integers(self, values: Array) -> None:
+        largest, smallest = int(_maximum(values)), int(_minimum(values))
+        self._exact.absmax = max(self._exact.absmax, float(largest), -float(smallest))
+        if smallest <= 0 <= largest:
+            self._exact.zero += values.size - int(np.count_nonzero(values))
+        if values.dtype.itemsize > 1 or values.size <= CODES_EXACT:
+            self._take_exactly(values.astype(np.float64))
+            return
+        total, square = self._meter.moments(self._meter.copied(values[::CODES_STRIDE]))
+        sampled = -(-values.size // CODES_STRIDE)
+        mean = total / sampled
+        spread = max(square - total * mean, 0.0) * (values.size / sampled)
+        self._exact.merge(TensorStatistics(elements=values.size, mean=mean, squares=spread))
 
 
 @lru_cache

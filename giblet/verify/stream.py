@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from giblet.errors import CheckpointError
 from giblet.storage.base import Storage
 from giblet.telemetry.progress import Bar
@@ -204,26 +206,25 @@ class _Crew:
             self._counted.append(self._own.counted)
         reader: Reader = self._own.reader
         blocks = _in_place(reader, span) if reader.local else _fetched(reader, span)
-        return [self._measure_run(span.item, run, parts, self._own.meter) for run, parts in blocks]
+        with np.errstate(over="ignore", invalid="ignore"):  # said once: it costs as much as a pass over a block
+            return [self._measure_run(span.item, run, parts, self._own.meter) for run, parts in blocks]
 
     def _measure_run(self, item: StoredObject, run: _Run, parts: Iterable[Array], meter: Meter) -> _Measured:
         owners = {item.chunks[index].tensor: self._formats[item.chunks[index].tensor] for index in run.chunks}
-        measured = _Measured(run, 0, 0, {name: TensorStatistics() for name in owners})
+        kinds = {name: (form, is_second_moment(name)) for name, form in owners.items()}
+        tallies = {kind: meter.tally(kind[0], squares=kind[1]) for kind in set(kinds.values())}
         hashed = item.crc is not None or any(item.chunks[index].crcs for index in run.chunks)
+        extend, crc, length = item.checksum.extend, 0, 0
         for part in parts:
             if hashed:
-                measured.crc = item.checksum.extend(measured.crc, part)
-            measured.length += part.size
-            done: dict[tuple[NumberFormat, bool], TensorStatistics] = {}
-            for name, form in owners.items():
-                key = form, is_second_moment(name)
-                if key not in done:
-                    whole = part[: part.size - part.size % form.item_bytes]
-                    done[key] = meter.measure(whole, form, squares=key[1])
-                measured.statistics[name].merge(done[key])
+                crc = extend(crc, part)
+            length += part.size
+            for (form, _), tally in tallies.items():
+                tally.add(part[: part.size - part.size % form.item_bytes])
             for name in owners.keys() & self._sizes.keys():
                 self._count(name, part)
-        return measured
+        found = {kind: tally.result() for kind, tally in tallies.items()}
+        return _Measured(run, crc, length, {name: found[kind] for name, kind in kinds.items()})
 
     def _count(self, name: str, part: Array) -> None:
         counted: dict[str, Distribution] = self._own.counted

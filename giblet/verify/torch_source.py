@@ -18,10 +18,12 @@ from giblet.storage.base import Storage
 from giblet.verify.crc import CRC32
 from giblet.verify.sources import Chunk, DamagedError, ObjectFile, Source, StoredObject, TensorRecord
 from giblet.verify.statistics import number_format
-from giblet.verify.unpickle import TensorStub, leaves, loads
+from giblet.verify.unpickle import MAX_PICKLE_BYTES, TensorStub, leaves, loads
 
 _READ_AHEAD_BYTES = 1 << 16
 _LOCAL_HEADER_BYTES = 30
+_END_RECORD_BYTES = 22
+_MOST_BYTE_ORDER = 64
 _ENCRYPTED = 0x1
 _WEIGHTS = ("model_state_dict", "state_dict", "model")
 
@@ -55,6 +57,7 @@ def open_torch(url: str, storage: Storage, key: str) -> Source:
     tensors, objects, notes = place_tensors(url, archive, stubs)
     step = state.get("global_step", state.get("step"))
     plain = {name: value for name, value in state.items() if "." not in name and _is_plain(value)}
+    not_finite = [name for name, value in state.items() if isinstance(value, float) and not math.isfinite(value)]
     return Source(
         url=url,
         kind="torch",
@@ -62,7 +65,7 @@ def open_torch(url: str, storage: Storage, key: str) -> Source:
         objects=objects,
         tensors=tensors,
         weights=weights,
-        state={"contents": _contents(archive.tree), **plain},
+        state={"contents": _contents(archive.tree), **_parts(archive.tree), **plain, "not_finite": not_finite},
         step=step if isinstance(step, int) else None,
         notes=notes,
         unordered=frozenset(name for name, stub in stubs.items() if not _row_major(stub)),
@@ -84,13 +87,21 @@ def read_archive(url: str, storage: Storage, key: str, begin: int, size: int) ->
     file = io.BufferedReader(ObjectFile(storage, key, begin, size), _READ_AHEAD_BYTES)
     try:
         with zipfile.ZipFile(file) as archive:
+            _refuse_what_follows(url, file, size, archive)
             members = {member.filename: member for member in archive.infolist()}
+            if len(members) != len(archive.infolist()):
+                raise CheckpointError(
+                    f"{url}: a zip file with two members of one name, so that readers may differ; refused",
+                    remedy="load it where you trust it, and save it again with torch.save",
+                )
             pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
             if len(pickles) != 1:
-                raise CheckpointError(f"{url}: a zip file, but not one of torch.save: it has no data.pkl")
+                raise CheckpointError(
+                    f"{url}: a zip file, but not one of torch.save: it has {len(pickles)} data.pkl, not one"
+                )
             folder = pickles[0].removesuffix("data.pkl")
             order = members.get(f"{folder}byteorder")
-            if order is not None and archive.read(order) != b"little":
+            if order is not None and _small(url, archive, order) != b"little":
                 raise CheckpointError(f"{url}: written on a big-endian machine, which giblet does not read")
             tree = loads(_pickle_bytes(url, archive, members[pickles[0]]), url)
             storages = {
@@ -106,7 +117,22 @@ def read_archive(url: str, storage: Storage, key: str, begin: int, size: int) ->
 def _pickle_bytes(url: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
         raise CheckpointError(f"{url}: data.pkl is compressed or encrypted; torch.save does neither")
+    if member.file_size > MAX_PICKLE_BYTES:
+        raise CheckpointError(f"{url}: data.pkl has {member.file_size:,} bytes; at most {MAX_PICKLE_BYTES:,} are read")
     return archive.read(member)
+
+
+def _small(url: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    if member.file_size > _MOST_BYTE_ORDER:
+        raise CheckpointError(f"{url}: {member.filename} has {member.file_size:,} bytes; torch writes a word there")
+    return archive.read(member)
+
+
+def _refuse_what_follows(url: str, file: IO[bytes], size: int, archive: zipfile.ZipFile) -> None:
+    """A zip file ends with its end record and the comment in it."""
+    file.seek(size - _END_RECORD_BYTES - len(archive.comment))
+    if file.read(4) != b"PK\x05\x06":
+        raise DamagedError(f"{url}: a damaged zip file: bytes follow its end", remedy="was it written over?")
 
 
 def _member(url: str, file: IO[bytes], key: str, begin: int, size: int, member: zipfile.ZipInfo) -> StoredObject:
@@ -179,6 +205,16 @@ def _span(stub: TensorStub) -> int:
 
 def _contents(tree: Any) -> list[str]:
     return [str(key) for key in tree] if isinstance(tree, dict) else []
+
+
+def _parts(tree: Any) -> dict[str, bool]:
+    """Whether what a training goes on from is there."""
+    names = _contents(tree)
+    return {
+        "has_optimizer": any(name.startswith("optim") for name in names),
+        "has_schedule": any("sched" in name for name in names),
+        "has_history": any(name.endswith("history") for name in names),
+    }
 
 
 def _is_plain(value: Any) -> bool:

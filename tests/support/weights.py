@@ -22,7 +22,10 @@ from giblet.config.schema import GibletConfig
 from giblet.models.build import build_model
 from giblet.storage import Storage
 
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64", torch.float64: "F64"}
+DTYPES = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64", torch.float64: "F64",
+    torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3", torch.uint8: "U8",
+}  # fmt: skip
 STEP = 12
 BLOCK_BYTES = 4096
 

@@ -73,11 +73,21 @@ def test_counts_are_exactly_numpys(dtype, size, scale, offset, plants, seed):
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64", "bool"])
 def test_integers_are_counted_and_never_over_the_limit(dtype):
     generator = torch.Generator().manual_seed(1)
-    tensor = torch.randint(0, 2 if dtype == "bool" else 100, (70_001,), generator=generator).to(getattr(torch, dtype))
+    tensor = torch.randint(0, 2 if dtype == "bool" else 100, (60_001,), generator=generator).to(getattr(torch, dtype))
     assert_same(measure(tensor), reference(tensor))
     big = torch.tensor([0, 7_000_000], dtype=torch.int64)
     assert measure(big).over_limit == 0
     assert measure(big).absmax == 7e6
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_codes_of_a_long_block_are_counted_exactly_and_their_moments_are_of_a_sample(dtype):
+    tensor = torch.randint(0, 100, (200_001,), generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
+    found, wanted = measure(tensor), reference(tensor)
+    assert (found.elements, found.zero, found.absmax) == (wanted.elements, wanted.zero, wanted.absmax)
+    assert found.mean == pytest.approx(wanted.mean, rel=0.03)
+    assert found.std == pytest.approx(wanted.std, rel=0.03)
+    assert measure(torch.full((200_001,), 7, dtype=getattr(torch, dtype))).std == 0.0
 
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"])
