@@ -71,7 +71,7 @@ class _Tensor:
 
     def __reduce__(self) -> tuple[Any, ...]:
         strides = tuple(math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape)))
-        rebuild: Any = torch._utils._rebuild_tensor_v2  # type: ignore[attr-defined]
+        rebuild: Any = torch._utils._rebuild_tensor_v2
         return rebuild, (self.storage, 0, self.shape, strides, False, OrderedDict())
 
 
