@@ -1,24 +1,27 @@
 """JSON that gives back exactly what went in: every float, infinities, tuples, integer keys. Never a pickle.
 
 Plain values stay plain JSON. What JSON lacks is written as an object with one `$…` key:
-`{"$float": "inf"}`, `{"$tuple": […]}`, `{"$dict": [[key, value], …]}`.
+`{"$float": "inf"}`, `{"$tuple": […]}`, `{"$dict": [[key, value], …]}`, `{"$bytes": "base64"}`.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from typing import Any
 
 
 def encode(value: Any) -> Any:
-    """`value` as plain JSON. Raises `TypeError` for what is neither a number, a string, None, nor made of those."""
+    """`value` as plain JSON. Raises `TypeError` for what is neither number, string, bytes, None, nor made of those."""
     if value is None or isinstance(value, bool | str):
         return value
     if type(value) is int:
         return value
     if type(value) is float:
         return value if math.isfinite(value) else {"$float": repr(value)}
+    if type(value) is bytes:
+        return {"$bytes": base64.b64encode(value).decode()}
     if isinstance(value, tuple):
         return {"$tuple": [encode(item) for item in value]}
     if isinstance(value, list):
@@ -40,6 +43,8 @@ def decode(value: Any) -> Any:
         inner = value[key]
         if key == "$float":
             return float(inner)
+        if key == "$bytes":
+            return base64.b64decode(inner, validate=True)
         if key == "$tuple":
             return tuple(decode(item) for item in inner)
         if key == "$dict":

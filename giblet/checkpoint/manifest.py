@@ -12,13 +12,13 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal
 
-import google_crc32c
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from giblet.checkpoint import exact_json
 from giblet.checkpoint.dtypes import ITEM_BYTES
 from giblet.errors import CheckpointError
+from giblet.storage.crc import crc32c
 
 FORMAT: Final = "giblet.checkpoint/1"
 BLOCK_BYTES = 8 << 20
@@ -134,7 +134,7 @@ class Manifest(_Record):
         rest = exact_json.dumps({name: getattr(self, name) for name in _EXACT})
         data = b"".join((head[:-1], b",", rest[1:]))
         at = data.index(_SEAL) + len(_SEAL)
-        return data[:at] + crc_text(google_crc32c.value(data)).encode() + data[at + 8 :]
+        return data[:at] + crc_text(crc32c(data)).encode() + data[at + 8 :]
 
     @classmethod
     def parse(cls, data: bytes, where: str = "manifest") -> Manifest:
@@ -144,7 +144,7 @@ class Manifest(_Record):
         if at < len(_SEAL):
             raise CheckpointError(f"{where}: not a manifest of {FORMAT}", remedy=remedy)
         sealed, unsealed = data[at : at + 8], data[:at] + _UNSEALED.encode() + data[at + 8 :]
-        if sealed != crc_text(google_crc32c.value(unsealed)).encode():
+        if sealed != crc_text(crc32c(unsealed)).encode():
             raise CheckpointError(f"{where}: damaged, its {len(data)} bytes do not match their CRC", remedy=remedy)
         try:
             manifest = cls.model_validate_json(data)
@@ -166,7 +166,7 @@ def block_crcs(data: bytes | memoryview, block_bytes: int = BLOCK_BYTES) -> tupl
     """CRC-32C of each block of a chunk; the last block may be shorter, an empty chunk has none."""
     view = memoryview(data)
     starts = range(0, len(view), block_bytes)
-    return tuple(crc_text(google_crc32c.value(bytes(view[start : start + block_bytes]))) for start in starts)
+    return tuple(crc_text(crc32c(view[start : start + block_bytes])) for start in starts)
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:

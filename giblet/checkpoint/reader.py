@@ -2,8 +2,9 @@
 
     dcp.load(state_dict, storage_reader=GibletStorageReader("s3://bucket/runs/x"))
 
-Ranges are whole blocks of the manifest, so that every byte that reaches a tensor was checked. Memory: one request of
-at most `REQUEST_BYTES` a thread, and one chunk for each tensor that cannot be filled in place.
+Ranges are whole blocks of the manifest, read straight to their places in the tensors and checked there: a load that
+returns has checked every byte, one that raises leaves tensors half filled. Memory: what blocks hold beside the wanted
+rows, and one chunk for each tensor that cannot be filled in place.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import torch
 from torch.distributed.checkpoint.metadata import (
@@ -35,9 +35,11 @@ from torch.futures import Future
 from giblet.checkpoint.dtypes import ITEM_BYTES, torch_dtype
 from giblet.checkpoint.manifest import Chunk, Manifest, TensorRecord, crc_text
 from giblet.checkpoint.opened import read_manifest
+from giblet.checkpoint.place import Place
 from giblet.config.schema import CheckpointConfig
 from giblet.errors import CheckpointError
-from giblet.storage import Storage, as_storage
+from giblet.storage import Storage, get_into
+from giblet.storage.crc import crc32c
 
 REQUEST_BYTES = 32 << 20
 THREADS = 4
@@ -54,9 +56,21 @@ class GibletStorageReader(StorageReader):
         config: CheckpointConfig | None = None,
         manifest: Manifest | None = None,
     ) -> None:
-        self._config, self._prefix = config, prefix
-        self._storage = as_storage(location, config)
+        self._place = Place(location, prefix, config)
         self._manifest = manifest
+
+    @property
+    def checkpoint_id(self) -> str:
+        """Where it reads from, for DCP's log."""
+        return self._place.url
+
+    @property
+    def _storage(self) -> Storage:
+        return self._place.storage
+
+    @property
+    def _prefix(self) -> str:
+        return self._place.prefix
 
     @property
     def manifest(self) -> Manifest:
@@ -68,7 +82,7 @@ class GibletStorageReader(StorageReader):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """DCP's hook: a new address to read from."""
         if checkpoint_id is not None:
-            self._storage, self._prefix, self._manifest = as_storage(checkpoint_id, self._config), "", None
+            self._place, self._manifest = Place(checkpoint_id, "", self._place.config), None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """DCP's hook: its metadata, rebuilt from the manifest."""
@@ -111,17 +125,19 @@ class GibletStorageReader(StorageReader):
     def _fetch(self, request: list[_Span]) -> None:
         key, start, stop = request[0].wanted.chunk.key, request[0].start, request[-1].stop
         where = f"{self._storage.url}/{self._prefix}{key}"
+        places = [span.wanted.places(span.start, span.stop) for span in request]
         try:
-            data = self._storage.get(self._prefix + key, start, stop)
+            size = get_into(self._storage, self._prefix + key, start, [view for views in places for view in views])
         except KeyError:
             raise CheckpointError(f"{where}: is not there", remedy="use the checkpoint before it") from None
-        if len(data) != stop - start:
+        if size != stop - start:
             raise CheckpointError(
-                f"{where}: has no bytes [{start + len(data)}, {stop})", remedy="use the checkpoint before it"
+                f"{where}: has no bytes [{start + size}, {stop})", remedy="use the checkpoint before it"
             )
+        for span, views in zip(request, places, strict=True):
+            span.wanted.check(span, views, self.manifest.block_bytes, where)
         for span in request:
-            part = data if len(request) == 1 else data[span.start - start : span.stop - start]
-            span.wanted.take(part, span.start, self.manifest.block_bytes, where)
+            span.wanted.arrived(span.start, span.stop)
 
 
 @dataclass(slots=True)
@@ -134,9 +150,9 @@ class _Wanted:
     target: torch.Tensor
     first: int
     last: int
-    in_place: np.ndarray[Any, np.dtype[np.uint8]] | None
+    memory: np.ndarray[Any, np.dtype[np.uint8]]
+    in_place: bool
     missing_bytes: int
-    aside: bytearray = field(default_factory=bytearray)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -149,46 +165,50 @@ class _Wanted:
         else:
             first, last = 0, chunk.size_bytes
         target = planner.resolve_tensor(item).detach()
-        whole_rows = tuple(item.lengths[1:]) == chunk.shape[1:]
-        in_place = None
-        if whole_rows and _can_fill(target, tensor):
-            in_place = target.reshape(-1).view(torch.uint8).numpy()
-            assert len(in_place) == last - first, f"{item.storage_index.fqn}: planned for another size"
-        want = cls(item, chunk, tensor, target, first, last, in_place, last - first)
-        if in_place is None:
-            want.aside = bytearray(last - first)
-        return want
+        in_place = tuple(item.lengths[1:]) == chunk.shape[1:] and _can_fill(target, tensor)
+        if in_place:
+            memory = target.reshape(-1).view(torch.uint8).numpy()
+            assert len(memory) == last - first, f"{item.storage_index.fqn}: planned for another size"
+        else:
+            memory = np.empty(last - first, np.uint8)
+        return cls(item, chunk, tensor, target, first, last, memory, in_place, last - first)
 
-    def take(self, data: bytes, start: int, block_bytes: int, where: str) -> None:
-        """Checks whole blocks that begin at byte `start` of the object, and copies what is wanted of them."""
-        begin = start - self.chunk.start
-        for offset in range(0, len(data), block_bytes):
-            number = (begin + offset) // block_bytes
-            block = data[offset : offset + block_bytes] if len(data) > block_bytes else data
-            if crc_text(google_crc32c.value(block)) != self.chunk.crc32c[number]:
+    def places(self, start: int, stop: int) -> list[memoryview]:
+        """Where bytes `[start, stop)` of the object go; what lies beside the wanted rows goes nowhere."""
+        begin, end = start - self.chunk.start, stop - self.chunk.start
+        low, high = max(begin, self.first), min(end, self.last)
+        wanted = self.memory[low - self.first : high - self.first].data
+        return [memoryview(bytearray(low - begin)), wanted, memoryview(bytearray(end - high))]
+
+    def check(self, span: _Span, views: list[memoryview], block_bytes: int, where: str) -> None:
+        """Raises `CheckpointError` unless the bytes of whole blocks, wherever they went, are as they were written."""
+        number = (span.start - self.chunk.start) // block_bytes
+        for offset, crc in enumerate(_block_crcs(views, block_bytes)):
+            if crc_text(crc) != self.chunk.crc32c[number + offset]:
+                begin = span.start + offset * block_bytes
                 raise CheckpointError(
-                    f"{where}: bytes [{start + offset}, {start + offset + len(block)}) of "
+                    f"{where}: bytes [{begin}, {min(begin + block_bytes, span.stop)}) of "
                     f"{self.item.storage_index.fqn} are not those that were written (CRC-32C differs)",
                     remedy="use the checkpoint before it",
                 )
-        low, high = max(begin, self.first), min(begin + len(data), self.last)
-        source = np.frombuffer(data, np.uint8)[low - begin : high - begin]
-        if self.in_place is not None:
-            self.in_place[low - self.first : high - self.first] = source
+
+    def arrived(self, start: int, stop: int) -> None:
+        """Bytes `[start, stop)` of the object are here and checked."""
+        if self.in_place:
             return
-        np.frombuffer(self.aside, np.uint8)[low - self.first : high - self.first] = source
+        begin, end = start - self.chunk.start, stop - self.chunk.start
         with self.lock:
-            self.missing_bytes -= high - low
+            self.missing_bytes -= min(end, self.last) - max(begin, self.first)
             if self.missing_bytes == 0:
                 self._fill_from_aside()
 
     def _fill_from_aside(self) -> None:
-        rows = torch.frombuffer(self.aside, dtype=torch_dtype(self.tensor.dtype))
+        rows = torch.from_numpy(self.memory).view(torch_dtype(self.tensor.dtype))
         rows = rows.reshape((-1, *self.chunk.shape[1:]) if self.chunk.shape else ())
         for dimension in range(1, len(self.chunk.shape)):
             rows = rows.narrow(dimension, self.item.storage_offsets[dimension], self.item.lengths[dimension])
         self.target.copy_(rows)
-        self.aside = bytearray()
+        self.memory = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +218,20 @@ class _Span:
     wanted: _Wanted
     start: int
     stop: int
+
+
+def _block_crcs(views: list[memoryview], block_bytes: int) -> Iterator[int]:
+    """The CRC of each block of bytes that lie in several places, one after the other."""
+    crc, missing = 0, block_bytes
+    for view in views:
+        while view:
+            piece = view[:missing]
+            crc, missing, view = crc32c(piece, crc), missing - len(piece), view[len(piece) :]
+            if not missing:
+                yield crc
+                crc, missing = 0, block_bytes
+    if missing != block_bytes:
+        yield crc
 
 
 def dcp_metadata(manifest: Manifest) -> Metadata:

@@ -6,12 +6,13 @@ the whole tensor is named `<tensor>@<offset,…>`.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import google_crc32c
 import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import WriteItem
@@ -19,6 +20,10 @@ from torch.distributed.checkpoint.planner import WriteItem
 from giblet.checkpoint.dtypes import ITEM_BYTES, dtype_name
 from giblet.checkpoint.manifest import BLOCK_BYTES, Chunk, ObjectRecord, crc_text
 from giblet.errors import CheckpointError
+from giblet.storage.crc import CRC32C, crc32c, join
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,31 +93,39 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-class ShardStream:
+class ShardStream(io.RawIOBase):
     """The file's bytes for `Storage.put`, hashed while they are read; afterwards `object` and `chunks` record them.
 
-    `data` gives an entry's bytes when its turn comes.
+    `data` gives an entry's bytes when its turn comes. Each byte is hashed once: the file's CRC is put together from
+    its blocks'.
     """
 
     def __init__(self, key: str, layout: Layout, data: Callable[[Entry], memoryview]) -> None:
+        super().__init__()
         self._key, self._layout, self._data = key, layout, data
         self._crc, self._chunks = 0, list[Chunk]()
-        self._blocks = self._walk()
-        self._rest = b""
+        self._blocks, self._block = self._walk(), memoryview(b"")
         self._done = False
 
-    def read(self, size: int = -1) -> bytes:
-        """The next `size` bytes, fewer only at the end; all that is left if negative."""
-        parts, have = [self._rest], len(self._rest)
-        while (size < 0 or have < size) and (block := next(self._blocks, None)) is not None:
-            parts.append(block)
-            have += len(block)
-        joined = b"".join(parts)
-        if size < 0 or have <= size:
-            self._rest = b""
-            return joined
-        self._rest = joined[size:]
-        return joined[:size]
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Fill `buffer` with the next bytes, all of it but at the end; returns how many."""
+        target = memoryview(buffer).cast("B")
+        at = 0
+        while at < len(target):
+            if not self._block:
+                block = next(self._blocks, None)
+                if block is None:
+                    break
+                self._block = block
+            piece = self._block[: len(target) - at]
+            target[at : at + len(piece)] = piece
+            self._block = self._block[len(piece) :]
+            at += len(piece)
+        return at
 
     @property
     def object(self) -> ObjectRecord:
@@ -126,15 +139,15 @@ class ShardStream:
         assert self._done, "not read to the end"
         return self._chunks
 
-    def _walk(self) -> Iterator[bytes]:
-        yield self._hashed(self._layout.header)
+    def _walk(self) -> Iterator[memoryview]:
+        yield self._hashed(memoryview(self._layout.header))[0]
         for entry in self._layout.entries:
             view, crcs = self._data(entry), []
             assert len(view) == entry.stop - entry.start, f"{entry.name} changed its size"
             for start in range(0, len(view), BLOCK_BYTES):
-                block = bytes(view[start : start + BLOCK_BYTES])
-                crcs.append(crc_text(google_crc32c.value(block)))
-                yield self._hashed(block)
+                block, crc = self._hashed(view[start : start + BLOCK_BYTES])
+                crcs.append(crc_text(crc))
+                yield block
             self._chunks.append(
                 Chunk(
                     key=self._key, start=entry.start, stop=entry.stop, offset=entry.offset, shape=entry.shape,
@@ -143,6 +156,7 @@ class ShardStream:
             )  # fmt: skip
         self._done = True
 
-    def _hashed(self, block: bytes) -> bytes:
-        self._crc = google_crc32c.extend(self._crc, block)
-        return block
+    def _hashed(self, block: memoryview) -> tuple[memoryview, int]:
+        crc = crc32c(block)
+        self._crc = join(CRC32C, self._crc, crc, len(block))
+        return block, crc

@@ -23,10 +23,11 @@ import giblet
 from giblet.checkpoint import exact_json, layout
 from giblet.checkpoint.dtypes import dtype_name
 from giblet.checkpoint.manifest import Chunk, Manifest, ObjectRecord, TensorRecord
+from giblet.checkpoint.place import Place
 from giblet.checkpoint.shard import ShardStream, lay_out, tensor_bytes
 from giblet.config.schema import CheckpointConfig
 from giblet.errors import CheckpointError
-from giblet.storage import PreconditionFailedError, Storage, as_storage
+from giblet.storage import PreconditionFailedError, Storage
 from giblet.storage.parallel import each
 
 
@@ -48,8 +49,9 @@ class WrittenValue:
 class GibletStorageWriter(StorageWriter):
     """Writes one checkpoint to the folder at `location`: an address, or a store together with `prefix`.
 
-    What is not a tensor must be made of numbers, strings, lists, tuples and dictionaries. `state` goes into the
-    manifest as it is. A place that holds a checkpoint already is refused: nothing is overwritten.
+    What is not a tensor must be made of numbers, strings, bytes, lists, tuples and dictionaries. `state` goes into the
+    manifest as it is. A place that holds a checkpoint already is refused: nothing is overwritten. Works with `dcp.save`
+    and `dcp.async_save`; it travels to another process (`AsyncCheckpointerType.PROCESS`) if it was given an address.
     """
 
     def __init__(
@@ -61,18 +63,34 @@ class GibletStorageWriter(StorageWriter):
         state: Any = None,
         step: int = 0,
     ) -> None:
-        self._config, self._state, self._step = config, state, step
-        self._prefix = prefix
-        self._storage = as_storage(location, config)
-        self._rank_file = layout.shard_name(0)
+        self._state, self._step = state, step
+        self._place = Place(location, prefix, config)
+
+    @property
+    def checkpoint_id(self) -> str:
+        """Where it writes to, for DCP's log."""
+        return self._place.url
+
+    @property
+    def _storage(self) -> Storage:
+        return self._place.storage
+
+    @property
+    def _prefix(self) -> str:
+        return self._place.prefix
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """DCP's hook: a new address to write to."""
         if checkpoint_id is not None:
-            self._storage, self._prefix = as_storage(checkpoint_id, self._config), ""
+            self._place = Place(checkpoint_id, "", self._place.config)
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """DCP's hook. Raises `CheckpointError` on the coordinator if the place is taken."""
+        if not kwargs.get("use_collectives", True):
+            raise CheckpointError(
+                "a checkpoint without coordination of its ranks (use_collectives=False) has no one manifest",
+                remedy="save with use_collectives=True",
+            )
         if is_coordinator and self._storage.head(self._prefix + layout.MANIFEST) is not None:
             raise CheckpointError(
                 f"{self._storage.url}/{self._prefix}: holds a checkpoint already", remedy="choose another place"
@@ -212,6 +230,6 @@ def _plain_value(name: str, data: Any) -> Any:
     except Exception as error:
         raise CheckpointError(
             f"{name}: neither a tensor nor a plain value: {error}",
-            remedy="save tensors, numbers, strings, lists, tuples and dictionaries of them",
+            remedy="save tensors, numbers, strings, bytes, lists, tuples and dictionaries of them",
         ) from None
     return value

@@ -13,8 +13,10 @@ from giblet.storage.base import (
     ConditionRefusedError,
     ObjectInfo,
     PreconditionFailedError,
+    Scattering,
     Storage,
     Watchable,
+    get_into,
 )
 from giblet.storage.local import LocalStorage
 from giblet.storage.memory import MemoryStorage
@@ -26,9 +28,11 @@ __all__ = [
     "MemoryStorage",
     "ObjectInfo",
     "PreconditionFailedError",
+    "Scattering",
     "Storage",
     "Watchable",
     "as_storage",
+    "get_into",
     "open_storage",
 ]
 

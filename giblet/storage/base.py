@@ -5,7 +5,7 @@ Keys are relative to the store's root, with forward slashes. An object appears w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, Protocol, runtime_checkable
 
@@ -58,6 +58,52 @@ class Storage(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; no error if there is none."""
         ...
+
+
+@runtime_checkable
+class Scattering(Protocol):
+    """A store that reads straight to where bytes belong, without a copy in between."""
+
+    def get_into(self, key: str, start: int, places: Sequence[memoryview]) -> int:
+        """Fill writable `places`, one after the other, with an object's bytes from `start` on.
+
+        Returns how many there were, fewer than fit only where the object ends. Raises `KeyError` if there is none.
+        """
+        ...
+
+
+def get_into(storage: Storage, key: str, start: int, places: Sequence[memoryview]) -> int:
+    """`Scattering.get_into` for any store."""
+    if isinstance(storage, Scattering):
+        return storage.get_into(key, start, places)
+    data = memoryview(storage.get(key, start, start + sum(len(place) for place in places)))
+    at = 0
+    for place in places:
+        piece = data[at : at + len(place)]
+        place[: len(piece)] = piece
+        at += len(piece)
+    return at
+
+
+def fill(buffer: memoryview, body: BinaryIO) -> int:
+    """Read from `body` until `buffer` is full or it ends, however little each of its reads gives; returns the bytes."""
+    into = getattr(body, "readinto", None)
+    at = 0
+    while at < len(buffer):
+        if into is not None:
+            try:
+                got = into(buffer[at:]) or 0
+            except NotImplementedError:  # io.RawIOBase promises what its subclass may not have
+                into = None
+                continue
+        else:
+            part = body.read(len(buffer) - at)
+            got = len(part)
+            buffer[at : at + got] = part
+        if not got:
+            break
+        at += got
+    return at
 
 
 Outcome = Literal["ok", "missing", "exists", "denied", "throttled", "server", "connection"]

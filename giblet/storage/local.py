@@ -8,15 +8,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from giblet.errors import GibletError, OutOfSpaceError, StorageDeniedError, StorageUnavailableError
-from giblet.storage.base import ObjectInfo, PreconditionFailedError, checked_key, checked_range
+from giblet.storage.base import ObjectInfo, PreconditionFailedError, checked_key, checked_range, fill
 
 COPY_BYTES = 1 << 22
 _PARTIAL = ".partial"
@@ -58,6 +57,13 @@ class LocalStorage:
             wanted = max(0, min(size, size if stop is None else stop) - start)
             file.seek(start)
             return _read_exactly(file, wanted)
+
+    def get_into(self, key: str, start: int, places: Sequence[memoryview]) -> int:
+        """See `Scattering`."""
+        path = self._path(key)
+        with self._translated("read", key), path.open("rb", buffering=0) as file:
+            file.seek(start)
+            return sum(fill(place, file) for place in places)
 
     def head(self, key: str) -> ObjectInfo | None:
         """See `Storage.head`."""
@@ -137,21 +143,13 @@ def _write_and_flush(path: Path, body: bytes | BinaryIO) -> int:
             while view:
                 view = view[file.write(view) :]
         else:
-            shutil.copyfileobj(body, _Whole(file), COPY_BYTES)
+            piece = memoryview(bytearray(COPY_BYTES))
+            while got := fill(piece, body):
+                view = piece[:got]
+                while view:
+                    view = view[file.write(view) :]
         os.fsync(file.fileno())
         return file.tell()
-
-
-class _Whole:
-    """Writes all of what it is given: an unbuffered file may write less."""
-
-    def __init__(self, file: object) -> None:
-        self._write = file.write  # type: ignore[attr-defined]
-
-    def write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[self._write(view) :]
 
 
 def _read_exactly(file: object, wanted: int) -> bytes:

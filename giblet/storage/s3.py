@@ -13,9 +13,9 @@ import itertools
 import os
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import urlparse
 
 import boto3
@@ -35,12 +35,15 @@ from giblet.storage.base import (
 )
 from giblet.storage.s3_clock import correct_clock
 from giblet.storage.s3_errors import AUTHORITY_REMEDY, Where, explain
-from giblet.storage.s3_multipart import PART_BYTES, MultipartUpload, checksum
+from giblet.storage.s3_multipart import MultipartUpload, Parts, checksum
 from giblet.storage.s3_watch import watch_client
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
 
+READ_BYTES = 1 << 20
+T = TypeVar("T")
 _BUCKET_IS_OURS = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
 
 
@@ -101,36 +104,48 @@ class S3Storage:
         """See `Storage.put`. Beyond `PART_BYTES` it is a multipart upload, aborted on any error."""
         name = self.prefix + checked_key(key)
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
-        parts = _parts(body)
-        first, second = next(parts, b""), next(parts, None)
+        body_parts = Parts(body)
+        parts = iter(body_parts)
+        first, second = next(parts), next(parts, None)
         with self._translated("write", key, conditional=if_absent):
             if second is None:
                 self._client.put_object(
-                    Bucket=self.bucket, Key=name, Body=first, ChecksumCRC32C=checksum(first),
+                    Bucket=self.bucket, Key=name, Body=first, ChecksumCRC32C=checksum(first),  # type: ignore[arg-type]
                     **condition, **self._options,
                 )  # fmt: skip
                 return len(first)
             upload = MultipartUpload(self._client, self.bucket, name, self._options)
-            return upload.run(itertools.chain((first, second), parts), condition)
+            return upload.run(itertools.chain((first, second), parts), body_parts.give_back, condition)
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """See `Storage.get`. An answer that breaks off is asked for again."""
-        name = self.prefix + checked_key(key)
         checked_range(start, stop)
         if start == stop:
             if self.head(key) is None:
                 raise KeyError(key)
             return b""
+        return self._read(key, start, stop, lambda body: bytes(body.read()), b"")
+
+    def get_into(self, key: str, start: int, places: Sequence[memoryview]) -> int:
+        """See `Scattering`. An answer that breaks off is asked for again."""
+        size = sum(len(place) for place in places)
+        if not size:
+            return len(self.get(key, start, start))
+        return self._read(key, start, start + size, lambda body: _scatter(body, places), 0)
+
+    def _read(self, key: str, start: int, stop: int | None, take: Callable[[StreamingBody], T], nothing: T) -> T:
+        """What `take` makes of the bytes `[start, stop)`; `nothing` where the object ends before them."""
+        name = self.prefix + checked_key(key)
         span: Any = (
             {} if start == 0 and stop is None else {"Range": f"bytes={start}-{'' if stop is None else stop - 1}"}
         )
         with self._translated("read", key):
             for attempt in range(1, self._attempts + 1):
                 try:
-                    return self._client.get_object(Bucket=self.bucket, Key=name, **span)["Body"].read()
+                    return take(self._client.get_object(Bucket=self.bucket, Key=name, **span)["Body"])
                 except ClientError as error:
                     if error.response.get("Error", {}).get("Code") in ("InvalidRange", "416"):
-                        return b""
+                        return nothing
                     raise
                 except (BotoCoreError, HTTPError):
                     if attempt == self._attempts:
@@ -197,10 +212,7 @@ class S3Storage:
             try:
                 self._client.create_bucket(Bucket=self.bucket)
             except ClientError as error:
-                if error.response.get("Error", {}).get("Code") not in (
-                    "BucketAlreadyOwnedByYou",
-                    "BucketAlreadyExists",
-                ):
+                if error.response.get("Error", {}).get("Code") not in _BUCKET_IS_OURS:
                     raise
 
     @contextlib.contextmanager
@@ -256,25 +268,17 @@ def _client_config(config: CheckpointConfig) -> Config:
     )
 
 
-def _parts(body: bytes | BinaryIO) -> Iterator[bytes]:
-    """Pieces of `PART_BYTES`, the last one shorter; a whole small body is one piece."""
-    if isinstance(body, (bytes, bytearray, memoryview)):
-        if len(body) <= PART_BYTES:
-            yield bytes(body)
-            return
-        view = memoryview(body)
-        yield from (bytes(view[start : start + PART_BYTES]) for start in range(0, len(view), PART_BYTES))
-        return
-    while part := _read_full(body):
-        yield part
-
-
-def _read_full(body: BinaryIO) -> bytes:
-    """The next `PART_BYTES` of a stream whose `read` may give less than asked for."""
-    part = body.read(PART_BYTES)
-    if len(part) in (0, PART_BYTES):
-        return part
-    rest = bytearray(part)
-    while len(rest) < PART_BYTES and (part := body.read(PART_BYTES - len(rest))):
-        rest += part
-    return bytes(rest)
+def _scatter(body: StreamingBody, places: Sequence[memoryview]) -> int:
+    """Small reads stay in the processor's cache, where the library's own copy costs little."""
+    at = 0
+    for place in places:
+        filled = 0
+        while filled < len(place):
+            got = body.readinto(place[filled : filled + READ_BYTES])  # type: ignore[arg-type]
+            if not got:
+                break
+            filled += got
+        at += filled
+        if filled < len(place):
+            break
+    return at

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-import google_crc32c
 from botocore.exceptions import BotoCoreError, ClientError
 
 from giblet.errors import StorageDeniedError
+from giblet.storage.base import fill
+from giblet.storage.crc import crc32c
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -22,9 +24,49 @@ MOST_PARTS = 10_000
 """S3's own limit."""
 
 
-def checksum(data: bytes) -> str:
+Part: TypeAlias = bytes | bytearray
+
+
+def checksum(data: Part) -> str:
     """CRC-32C as S3 writes it: big-endian, base64."""
-    return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
+    return base64.b64encode(crc32c(data).to_bytes(4, "big")).decode()
+
+
+class Parts:
+    """A body in pieces of `PART_BYTES`, the last one shorter; an empty body is one empty piece.
+
+    A stream is read into buffers that are used again once they are given back: fresh memory costs more than the copy.
+    """
+
+    def __init__(self, body: bytes | memoryview | BinaryIO) -> None:
+        self._free: list[bytearray] = []
+        self._pieces: Iterator[Part]
+        if isinstance(body, bytes | bytearray | memoryview):
+            self._pieces = self._views(memoryview(body))
+        else:
+            self._pieces = self._read(body)
+
+    def __iter__(self) -> Iterator[Part]:
+        return self._pieces
+
+    def give_back(self, part: Part) -> None:
+        """`part` has been sent."""
+        if isinstance(part, bytearray) and len(part) == PART_BYTES:
+            self._free.append(part)
+
+    def _views(self, view: memoryview) -> Iterator[bytes]:
+        for start in range(0, max(len(view), 1), PART_BYTES):
+            yield bytes(view[start : start + PART_BYTES])
+
+    def _read(self, body: BinaryIO) -> Iterator[Part]:
+        for number in itertools.count():
+            buffer = self._free.pop() if self._free else bytearray(PART_BYTES)
+            size = fill(memoryview(buffer), body)
+            if size < PART_BYTES:
+                if size or not number:
+                    yield bytes(memoryview(buffer)[:size])
+                return
+            yield buffer
 
 
 class MultipartUpload:
@@ -34,12 +76,15 @@ class MultipartUpload:
         self._client, self._options = client, options
         self._target: dict[str, Any] = {"Bucket": bucket, "Key": name}
 
-    def run(self, parts: Iterator[bytes], condition: dict[str, Any]) -> int:
-        """Send all parts and complete; returns the size in bytes. boto3's errors pass, after the abort."""
+    def run(self, parts: Iterator[Part], give_back: Callable[[Part], None], condition: dict[str, Any]) -> int:
+        """Send all parts and complete; returns the size in bytes. boto3's errors pass, after the abort.
+
+        `give_back` is called with each part that was sent.
+        """
         answer = self._client.create_multipart_upload(**self._target, ChecksumAlgorithm="CRC32C", **self._options)
         self._target["UploadId"] = answer["UploadId"]
         try:
-            done, size = self._send(parts)
+            done, size = self._send(parts, give_back)
             self._client.complete_multipart_upload(**self._target, MultipartUpload={"Parts": done}, **condition)
         except BaseException:
             with contextlib.suppress(BotoCoreError, ClientError):  # the first error is the one to tell
@@ -47,8 +92,14 @@ class MultipartUpload:
             raise
         return size
 
-    def _send(self, parts: Iterator[bytes]) -> tuple[list[Any], int]:
+    def _send(self, parts: Iterator[Part], give_back: Callable[[Part], None]) -> tuple[list[Any], int]:
         size, done, running = 0, [], set[Future[dict[str, Any]]]()
+
+        def send(number: int, part: Part) -> dict[str, Any]:
+            sent = self._send_part(number, part)
+            give_back(part)
+            return sent
+
         with ThreadPoolExecutor(PARTS_IN_FLIGHT, thread_name_prefix="giblet-upload") as pool:
             for number, part in enumerate(parts, start=1):
                 if number > MOST_PARTS:
@@ -58,14 +109,14 @@ class MultipartUpload:
                         remedy="shard over more ranks",
                     )
                 size += len(part)
-                running.add(pool.submit(self._send_part, number, part))
+                running.add(pool.submit(send, number, part))
                 if len(running) >= PARTS_IN_FLIGHT:
                     finished, running = wait(running, return_when=FIRST_COMPLETED)
                     done += [future.result() for future in finished]
             done += [future.result() for future in running]
         return sorted(done, key=lambda part: int(part["PartNumber"])), size
 
-    def _send_part(self, number: int, part: bytes) -> dict[str, Any]:
+    def _send_part(self, number: int, part: Part) -> dict[str, Any]:
         crc = checksum(part)
-        answer = self._client.upload_part(**self._target, PartNumber=number, Body=part, ChecksumCRC32C=crc)
+        answer = self._client.upload_part(**self._target, PartNumber=number, Body=part, ChecksumCRC32C=crc)  # type: ignore[arg-type]
         return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumCRC32C": crc}

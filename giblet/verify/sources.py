@@ -17,7 +17,7 @@ import numpy as np
 
 from giblet.errors import CheckpointError
 from giblet.storage.base import Storage
-from giblet.verify.crc import CRC32C, Checksum
+from giblet.storage.crc import CRC32C, Checksum
 from giblet.verify.statistics import Array, NumberFormat, number_format
 
 WEIGHTS = "model."

@@ -18,8 +18,8 @@ import numpy as np
 
 from giblet.errors import CheckpointError
 from giblet.storage.base import Storage
+from giblet.storage.crc import join
 from giblet.telemetry.progress import Bar
-from giblet.verify.crc import join
 from giblet.verify.distribution import Distribution, distribution
 from giblet.verify.sources import Reader, Source, StoredObject
 from giblet.verify.statistics import BLOCK_BYTES, Array, Meter, NumberFormat, TensorStatistics, is_second_moment

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from giblet.errors import CheckpointError
 from giblet.storage.base import Storage
-from giblet.verify.crc import CRC32
+from giblet.storage.crc import CRC32
 from giblet.verify.sources import Chunk, DamagedError, ObjectFile, Source, StoredObject, TensorRecord
 from giblet.verify.statistics import number_format
 from giblet.verify.unpickle import MAX_PICKLE_BYTES, TensorStub, leaves, loads

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from giblet.storage import PreconditionFailedError, Storage
+from giblet.storage import PreconditionFailedError, Storage, get_into
 
 
 class TrickleBody(io.RawIOBase):
@@ -133,6 +133,20 @@ def big_bodies_are_whole(store: Storage) -> None:
     assert store.get("big", 33 << 20, (33 << 20) + 4096) == data[33 << 20 : (33 << 20) + 4096]
 
 
+def places_are_filled_in_order(store: Storage) -> None:
+    data = bytes(range(256)) * 5
+    store.put("places", data)
+    first, nothing, second = bytearray(100), bytearray(), bytearray(50)
+    assert get_into(store, "places", 10, [memoryview(first), memoryview(nothing), memoryview(second)]) == 150
+    assert bytes(first + second) == data[10:160]
+    first, second = bytearray(20), bytearray(50)
+    assert get_into(store, "places", len(data) - 30, [memoryview(first), memoryview(second)]) == 30
+    assert bytes(first + second[:10]) == data[-30:]
+    assert get_into(store, "places", len(data), [memoryview(first)]) == 0
+    with pytest.raises(KeyError):
+        get_into(store, "absent", 0, [memoryview(first)])
+
+
 def a_body_that_fails_leaves_nothing(store: Storage) -> None:
     with pytest.raises(RuntimeError, match="own failure"):
         store.put("broken/small", BrokenBody(b"1234", at_most=2))
@@ -149,6 +163,6 @@ def unsafe_keys_are_refused(store: Storage) -> None:
 
 CASES = (
     round_trip, ranges_are_slices, missing_key, head_tells_size_and_time, list_is_sorted_and_by_prefix,
-    if_absent_lets_one_win, delete_removes, streams_are_read_to_their_end, big_bodies_are_whole,
-    a_body_that_fails_leaves_nothing, unsafe_keys_are_refused,
+    if_absent_lets_one_win, delete_removes, streams_are_read_to_their_end, places_are_filled_in_order,
+    big_bodies_are_whole, a_body_that_fails_leaves_nothing, unsafe_keys_are_refused,
 )  # fmt: skip

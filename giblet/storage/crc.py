@@ -1,6 +1,6 @@
 """Checksums that can be joined: crc(A + B) from crc(A), crc(B) and the length of B.
 
-So parts of an object can be read by several threads, and both the object and each chunk in it be checked in one pass.
+So each byte is hashed once: blocks, and from theirs the object's; parts read by several threads, and the whole.
 Appending n zero bytes multiplies the remainder by x^(8n) modulo the polynomial; see zlib's `crc32_combine`.
 """
 
@@ -10,10 +10,12 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, TypeAlias
 
 import google_crc32c
+import numpy as np
 
-from giblet.verify.statistics import Array
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,13 @@ class Checksum:
 
 def _extend_crc32c(crc: int, data: Array) -> int:
     return int(google_crc32c.extend(crc, data))
+
+
+def crc32c(data: bytes | bytearray | memoryview, crc: int = 0) -> int:
+    """CRC-32C of a contiguous buffer, without copying it; `crc` is that of the bytes before."""
+    if not len(data):
+        return crc
+    return _extend_crc32c(crc, np.frombuffer(data, np.uint8))
 
 
 def _extend_crc32(crc: int, data: Array) -> int:

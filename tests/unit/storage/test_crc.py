@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from giblet.verify.crc import CRC32, CRC32C, join
+from giblet.storage.crc import CRC32, CRC32C, join
 
 WHOLE = {"CRC-32C": google_crc32c.value, "CRC-32": zlib.crc32}
 
