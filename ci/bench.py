@@ -25,6 +25,7 @@ BENCHES = {
     "telemetry": "what metrics cost",
     "launch": "what the launcher and its hang watch cost",
     "verify": "reading checkpoints back, beside the obvious script and beside hashing alone",
+    "checkpoint": "saving and loading, beside bare requests and other writers and readers",
 }
 """Each is a module in ci/benches/ with `rows(options)`."""
 
@@ -38,13 +39,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison (3)")
     parser.add_argument("--minutes", type=float, default=6.0, help="minutes of the film to prepare (6)")
     parser.add_argument("--gb", type=float, default=2.0, help="size of a checkpoint to verify (2; production: 13.6)")
+    parser.add_argument("--megabytes", type=int, default=256, help="size of a checkpoint to save and load (256)")
     parser.add_argument("--only", choices=list(BENCHES), action="append", help="this part alone; may be repeated")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     options = parser.parse_args()
     os.chdir(ROOT)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="giblet-bench-") as folder:
-        asked = Options(Path(folder), options.rounds, options.minutes, options.gb)
+        asked = Options(Path(folder), options.rounds, options.minutes, options.gb, options.megabytes)
         for name in options.only or BENCHES:
             rows += importlib.import_module(f"benches.{name}").rows(asked)
     print(json.dumps(rows, indent=2) if options.json else table(rows))

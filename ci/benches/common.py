@@ -18,12 +18,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Rounds of each comparison, minutes of the film, gigabytes of a checkpoint, a folder for what is written."""
+    """Rounds of each comparison, minutes of the film, sizes of checkpoints, a folder for what is written."""
 
     folder: Path
     rounds: int
     minutes: float
     gigabytes: float = 2.0
+    megabytes: int = 256
 
     def example(self) -> Path:
         """The film with a simulated brain of few voxels, so that the film is most of the work; made once."""
