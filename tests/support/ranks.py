@@ -1,4 +1,6 @@
-"""Functions run as several gloo ranks: real processes, kept from one test to the next (importing torch takes seconds).
+"""Functions run as several gloo ranks: real processes, kept from one test to the next.
+
+They are forked from a server that has imported torch, which takes seconds, once for all.
 
 with RankPool() as pool:
     results = pool.run(2, work, *arguments)     # work(rank, world_size, *arguments) on each; results by rank
@@ -26,7 +28,8 @@ class RankPool:
     """Processes that become ranks 0 … n-1 of a fresh process group for each piece of work."""
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("spawn")
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.checkpoint"])
         self._workers: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
         self._folder = tempfile.TemporaryDirectory(prefix="giblet-ranks-")
         self._runs = 0
