@@ -4,7 +4,7 @@ PYTHON ?=
 export PYTHON
 PY := .venv/bin/python
 
-.PHONY: help demo test lint unit integration e2e image bench drills gpu alerts-drill generated setup clean
+.PHONY: help demo test lint unit integration e2e image bench scale drills gpu alerts-drill generated setup clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ image: setup  ## the image, with Docker or, as root on Linux, with buildah (`ci/
 
 bench: setup  ## giblet beside the bare tools, as ratios with their spread
 	@$(PY) ci/bench.py
+
+scale: setup  ## 1,024 ranks and 70 billion parameters, 128 workers, simulated: docs/scale.md (ARGS="--help")
+	@PYTHONPATH=ci $(PY) -m scale $(ARGS)
 
 drills: setup  ## breaks things for real on this machine and on a local cluster: a table of what was lost
 	@$(PY) ci/drills/__main__.py --json out/drills.json --table out/drills.md
