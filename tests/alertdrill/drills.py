@@ -52,12 +52,12 @@ def stands_still(stage: Stage) -> None:
         os.kill(victim, signal.SIGCONT)
 
 
-@drill("throttled", "one of two ranks gets a fifth of the time (SIGSTOP, SIGCONT)", "GibletThroughputDropped")
+@drill("throttled", "one of two ranks gets a sixth of the time (SIGSTOP, SIGCONT)", "GibletThroughputDropped")
 def throttled(stage: Stage) -> None:
     node = stage.train(stage.config(training={"processes": 2}))
     node.until(lambda: node.step() >= 20)
     stage.pause(minutes=35)
-    with stuttering([node.ranks()[1]], 0.4, 0.1, (signal.SIGSTOP, signal.SIGCONT)), stage.cause():
+    with stuttering([node.ranks()[1]], 2.0, 0.4, (signal.SIGSTOP, signal.SIGCONT)), stage.cause():
         pass
     with stage.remedy():
         pass
@@ -66,7 +66,7 @@ def throttled(stage: Stage) -> None:
 @drill("killed", "a rank is killed three times (SIGKILL) before the next save", "GibletRestartStorm",
        "GibletRestartBudgetLow")  # fmt: skip
 def killed(stage: Stage) -> None:
-    node = stage.train(stage.config(training={"processes": 2}, checkpoint={"save_every_steps": 600}),
+    node = stage.train(stage.config(training={"processes": 2}, checkpoint={"save_every_steps": 150}),
                        PET_MAX_RESTARTS="4")  # fmt: skip
     with stage.cause():
         for times in range(1, 4):
@@ -93,7 +93,7 @@ def no_number(stage: Stage) -> None:
 @drill("diverges", "the learning rate is 3, after a warm-up", "GibletLossDiverging")
 def diverges(stage: Stage) -> None:
     with stage.cause():
-        node = stage.train(stage.config(training={"learning_rate": 3.0, "warmup_steps": 400}))
+        node = stage.train(stage.config(training={"learning_rate": 3.0, "warmup_steps": 100}))
     with stage.remedy():
         node.signal(signal.SIGTERM)
         assert node.exit_code() == 143
@@ -142,7 +142,7 @@ def no_room(stage: Stage) -> None:
 
 @drill("unverified", "training has ended, and there is no gate", "GibletVerificationMissing")
 def unverified(stage: Stage) -> None:
-    config = stage.config(training={"max_steps": 60})
+    config = stage.config(training={"max_steps": 30})
     with stage.cause():
         assert stage.train(config).exit_code() == 0
     with stage.remedy(), stage.gate(config, "Succeeded") as (_, ended):
@@ -152,7 +152,7 @@ def unverified(stage: Stage) -> None:
 
 @drill("damaged", "a byte of the last checkpoint is changed", "GibletVerificationFailed")
 def damaged(stage: Stage) -> None:
-    config = stage.config(training={"max_steps": 60})
+    config = stage.config(training={"max_steps": 30})
     assert stage.train(config).exit_code() == 0
     shard = max(Path(config.checkpoint.url).glob(f"runs/{stage.run}/checkpoints/*/*/*.safetensors"))
     whole = shard.read_bytes()

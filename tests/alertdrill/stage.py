@@ -20,13 +20,15 @@ from giblet.verify.gate import Gate, GateResult
 from giblet.verify.jobs import Job, MemoryJobs
 from tests.alertdrill.scaled import scaled_rules
 from tests.support.monitoring import RULES, Prometheus, Target, free_port
-from tests.support.nodes import Node
+from tests.support.nodes import SLOW_STEPS, Node
 from tests.support.training import small_config
 
 NAMESPACE = "drill"
 LOOKBACK_SECONDS = 300.0
 """Prometheus's own; it is a time of the rules too."""
 PATIENCE_SECONDS = 900.0
+STEP_SECONDS = 0.25
+"""A pause in each step, so that several runs fit beside each other on two cores."""
 
 
 @dataclass
@@ -103,7 +105,7 @@ class Stage:
         """`checkpoint` for a run that saves into the real S3 server, in haste."""
         return {
             "url": f"s3://giblet/{self.run}", "endpoint_url": self.ground.server.endpoint_url, "region": "us-east-1",
-            "connect_timeout_seconds": 1.0, "read_timeout_seconds": 1.0, "max_attempts": 2, "save_every_steps": 200,
+            "connect_timeout_seconds": 1.0, "read_timeout_seconds": 1.0, "max_attempts": 2, "save_every_steps": 40,
         }  # fmt: skip
 
     def train(self, config: GibletConfig, **environment: str) -> Node:
@@ -111,7 +113,7 @@ class Stage:
         folder = self.ground.folder / self.run
         folder.mkdir(exist_ok=True)
         name = f"{self.run}-worker-{len(self._nodes)}"
-        environment = {**self.ground.server.environment(), **environment}
+        environment = {**self.ground.server.environment(), SLOW_STEPS: str(STEP_SECONDS), **environment}
         del environment["AWS_ENDPOINT_URL"]
         node = Node(folder, name, config, self.ground.dataset, **environment)
         self._nodes.append(node)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.alertdrill.__main__ import play, table
+from tests.alertdrill.cli import play, table
 from tests.alertdrill.drills import DRILLS
 from tests.alertdrill.scaled import scaled_rules, without_times
 from tests.support.monitoring import RULES, program, promtool

@@ -163,8 +163,9 @@ def _to(log: str) -> None:
         os.dup2(stream, number)
 
 
-SLOW_READS = "GIBLET_TEST_SLOW_READS"
-"""In a node's environment: seconds that each read of a video takes longer, as from a file system that is far away."""
+SLOW_READS, SLOW_STEPS = "GIBLET_TEST_SLOW_READS", "GIBLET_TEST_SLOW_STEPS"
+"""In a node's environment: seconds that each read of a video takes longer, as from a file system that is far away; and
+seconds that each step takes longer, as if a GPU worked meanwhile: this machine's processors are free then."""
 
 
 def _make_reads_slow(seconds: float) -> None:
@@ -182,6 +183,18 @@ def _make_reads_slow(seconds: float) -> None:
     np.load = slow_load
 
 
+def _make_steps_slow(seconds: float) -> None:
+    from giblet.training.step import TrainStep
+
+    step = TrainStep.__call__
+
+    def slow_step(*words: Any, **named: Any) -> Any:
+        time.sleep(seconds)
+        return step(*words, **named)
+
+    TrainStep.__call__ = slow_step  # type: ignore[method-assign]
+
+
 def _node(
     config: dict[str, Any], dataset: str, log: str, environment: dict[str, str], before: Callable[[], object] | None
 ) -> None:
@@ -193,6 +206,8 @@ def _node(
     os.environ.update(environment)
     if seconds := os.environ.get(SLOW_READS):
         _make_reads_slow(float(seconds))
+    if seconds := os.environ.get(SLOW_STEPS):
+        _make_steps_slow(float(seconds))
     loaded = load_config_data(config)
     logs.configure(run=loaded.run.name)
     settings = read_settings({}, os.environ, run=loaded.run.name)
