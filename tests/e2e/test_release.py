@@ -1,7 +1,7 @@
 """`helm install giblet-prod helm/giblet -f configs/prod.yaml` on a real cluster: real operator, real training, real S3.
 
-The values files are those of `configs/`; `tests/e2e/values/small.yaml` makes model, data and resources small. A release
-takes a minute or two on two cores, so that one release serves several tests.
+The values files are those of `configs/`; `tests/e2e/values/small.yaml` makes model, data and resources small. All that
+can live side by side in one namespace is installed at once: on two cores a release mostly waits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -27,18 +27,50 @@ ELASTIC = "configs/elastic.yaml"
 CPU = "configs/cpu-smoke.yaml"
 RUN = f"production-{uuid.uuid4().hex[:6]}"
 PRODUCTION = {"config__run__name": RUN, "config__training__sharding": "fsdp"}
+UNVERIFIED = {"verify__enabled": "false"}
+WAITING = f"too-large-{uuid.uuid4().hex[:6]}"
+TOO_LARGE = {
+    "config__run__name": WAITING, "workers__gpusPerWorker": 9, "config__training__global_batch_samples": 9,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def notes(lab: Lab) -> Iterator[Mapping[str, str]]:
+    """What `helm install` printed of each release of the namespace, by its name."""
+    nothing = lab.dataset.rsplit("/", 1)[0] + "/" + "0" * 64
+    releases: dict[str, tuple[str, Mapping[str, object]]] = {
+        "giblet-prod": (PROD, PRODUCTION),
+        "giblet-two": (CPU, {}),
+        "giblet-bad": (CPU, {"config__data__prepared": nothing, **UNVERIFIED}),
+        "giblet-bucket": (CPU, {"config__checkpoint__url": "s3://no-such-bucket/x", **UNVERIFIED}),
+        "giblet-secret": (CPU, {"s3__existingSecret": "no-such-secret", **UNVERIFIED}),
+        "giblet-image": (CPU, {"image__digest": "sha256:" + "0" * 64, **UNVERIFIED}),
+        "giblet-large": (PROD, TOO_LARGE),
+    }
+    try:
+        yield lab.install_together(releases)
+    finally:
+        lab.uninstall_together(*releases)
 
 
 # ---------------------------------------------------------------------------------- one node, eight processes
 
 
 @pytest.fixture(scope="module")
-def production(lab: Lab) -> Iterator[str]:
-    """The production release, small, from `helm install` to its verdict."""
-    with lab.release("giblet-prod", PROD, **PRODUCTION) as job:
-        until(lambda: lab.conditions(job) & {"Succeeded", "Failed"}, "the PyTorchJob ends")
-        until(lambda: lab.verdict(job) is not None, "the verifier says its verdict")
-        yield job
+def production(lab: Lab, notes: Mapping[str, str]) -> str:
+    """The production release, small, at its end."""
+    return ended(lab, "giblet-prod")
+
+
+def ended(lab: Lab, job: str) -> str:
+    """A release whose job has ended, and whose verdict is there."""
+    try:
+        until(lambda: lab.conditions(job) & {"Succeeded", "Failed"}, f"{job} ends")
+        until(lambda: lab.verdict(job) is not None, f"the verdict on {job}")
+    except BaseException:
+        print(lab.story(job))
+        raise
+    return job
 
 
 def test_eight_processes_train_on_one_node_of_eight_gpus_and_succeed(lab: Lab, production: str) -> None:
@@ -100,10 +132,26 @@ def test_nothing_else_may_talk_to_the_pods_and_the_namespace_is_restricted(lab: 
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
-def test_helm_test_tries_bucket_names_and_permissions(lab: Lab, production: str) -> None:
-    done = lab.helm("test", "giblet-prod", "--logs", "--timeout", "3m", check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "conditional put" in done.stdout
+def commands(notes: str) -> list[str]:
+    """The command lines in what `helm install` printed."""
+    return [line.strip() for line in notes.splitlines() if line.startswith(("  kubectl ", "  helm "))]
+
+
+def test_every_command_that_helm_prints_runs(lab: Lab, notes: Mapping[str, str], production: str) -> None:
+    """`helm test` among them: it tries bucket, names and permissions."""
+    lines = commands(notes["giblet-prod"])
+    assert len(lines) >= 9
+    told = {}
+    for line in lines:
+        if " delete " not in line and " uninstall " not in line:
+            done = lab.typed(line)
+            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+            assert done.stdout, line
+            told[line] = done.stdout
+    (preflight,) = [said for line, said in told.items() if line.startswith("helm")]
+    assert "conditional put" in preflight
+    assert any(said.startswith("SAFE") for said in told.values()), "the verdict"
+    assert any("checkpoint" in said and "finished" in said for said in told.values()), "the worker's log"
 
 
 def test_an_upgrade_that_pods_would_not_follow_is_refused(lab: Lab, production: str) -> None:
@@ -114,6 +162,107 @@ def test_an_upgrade_that_pods_would_not_follow_is_refused(lab: Lab, production: 
     assert same.returncode == 0
     lab.helm("rollback", "giblet-prod", "1")
     assert "Succeeded" in lab.conditions(production), "an upgrade and a rollback to the same left the job alone"
+
+
+# ---------------------------------------------------------------------------------- refusals
+
+
+def test_a_bad_configuration_fails_the_job_for_good(lab: Lab, notes: Mapping[str, str]) -> None:
+    """It passes every check of the chart; only the trainer can know that the dataset is not there."""
+    job = "giblet-bad"
+    until(lambda: "Failed" in lab.conditions(job), "the job fails")
+    message = lab.last_words(job)
+    assert message["exit_code"] == 65
+    assert "no prepared dataset" in message["message"]
+    (pod,) = lab.pods(job)
+    assert pod["metadata"]["name"] == f"{job}-worker-0"
+    assert sum(row["restartCount"] for row in pod["status"]["containerStatuses"]) == 0
+    events = lab.get("events", "--field-selector", f"involvedObject.name={job}")["items"]
+    created = [event for event in events if event["reason"] == "SuccessfulCreatePod"]
+    assert sum(event.get("count") or 1 for event in created) == 1, "one pod was tried, and no more"
+
+
+def test_without_its_bucket_a_run_says_so_and_ends(lab: Lab, notes: Mapping[str, str]) -> None:
+    until(lambda: "Failed" in lab.conditions("giblet-bucket"), "the job fails")
+    message = lab.last_words("giblet-bucket")
+    assert message["exit_code"] == 78
+    assert "no-such-bucket" in message["message"]
+
+
+@pytest.mark.parametrize(
+    ("release", "said"),
+    [
+        ("giblet-secret", 'secret "no-such-secret" not found'),
+        ("giblet-image", "Failed to pull image"),
+        ("giblet-large", "Insufficient nvidia.com/gpu"),
+    ],
+)
+def test_a_pod_that_cannot_start_says_why(lab: Lab, notes: Mapping[str, str], release: str, said: str) -> None:
+    until(lambda: said in lab.reasons(f"{release}-worker-0"), said)
+
+
+def test_a_run_that_waits_for_a_node_has_an_alert_pending(lab: Lab, notes: Mapping[str, str]) -> None:
+    with lab.cluster.port_forward("giblet-monitoring", "service/prometheus", 9090) as address:
+        waiting = f'ALERTS{{alertname="GibletNeverStarted",alertstate="pending",run="{WAITING}"}}'
+        until(lambda: _asked(address, waiting), "the alert on it is pending")
+
+
+# ---------------------------------------------------------------------------------- changing what exists
+
+
+def advised(said: str) -> str:
+    """The one command line that a refusal tells a person to type."""
+    (line,) = [line.strip() for line in said.splitlines() if line.startswith("    kubectl ")]
+    return line
+
+
+def test_a_changed_template_needs_what_the_refusal_says(lab: Lab, notes: Mapping[str, str]) -> None:
+    """On a job whose pods wait for a node: what the refusals say is the same."""
+    release, changed = "giblet-large", TOO_LARGE | {"config__training__epochs": 7}
+    refused = lab.upgrade(release, PROD, check=False, **changed)
+    assert refused.returncode != 0
+    assert f"pytorchjob/{release} job/{release}-verify" in advised(refused.stderr)
+    allowed = lab.upgrade(release, PROD, check=False, **changed, upgrade__allow=True)
+    assert allowed.returncode != 0
+    assert advised(allowed.stderr).endswith(f" job/{release}-verify"), "a Job's template is immutable"
+    assert lab.typed(advised(allowed.stderr)).returncode == 0
+    lab.upgrade(release, PROD, **changed, upgrade__allow=True)
+    assert lab.typed(advised(refused.stderr)).returncode == 0
+    lab.upgrade(release, PROD, **changed)
+    back = lab.helm("rollback", release, "1", check=False)
+    assert back.returncode != 0
+    assert advised(refused.stderr) in back.stderr[:1200], (
+        "nobody can refuse a rollback, but the error names the way out"
+    )
+    assert lab.typed(advised(refused.stderr)).returncode == 0
+    lab.helm("rollback", release, "1")
+
+
+# ---------------------------------------------------------------------------------- side by side, and gone
+
+
+def test_releases_side_by_side_leave_nothing_but_checkpoints_and_logs(
+    lab: Lab, notes: Mapping[str, str], production: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ended(lab, "giblet-two")
+    until(lambda: lab.verified(other), "the verifier accepts")
+    steps = {run: lab.committed_steps(run) for run in (RUN, other)}
+    assert all(steps.values()), "each release is a run of its own"
+    assert lab.objects(production, other)
+    for release in (production, other):
+        (line,) = [line for line in commands(notes[release]) if " uninstall " in line]
+        done = lab.typed(line)
+        assert done.returncode == 0, done.stderr
+    until(lambda: not lab.objects(production, other), "nothing is left in the namespace")
+    assert {run: lab.committed_steps(run) for run in (RUN, other)} == steps
+    assert isinstance(lab.storage, S3Storage)
+    where = [f"--set=checkpoint.url={BUCKET}", f"--set=checkpoint.endpoint_url={lab.storage.endpoint_url}"]
+    for run in (RUN, other):
+        capsys.readouterr()
+        assert main(["logs", run, *where]) == 0
+        told = capsys.readouterr().out
+        assert "step=" in told, "the pods are gone, and what they printed is not"
+        assert f"run={run}" in told
 
 
 # ---------------------------------------------------------------------------------- elastic
@@ -146,95 +295,7 @@ def test_an_elastic_run_grows_by_a_values_change_loses_a_pod_and_ends_verified(l
         assert 2 in world_sizes()
 
 
-# ---------------------------------------------------------------------------------- side by side, and gone
-
-
-def test_two_releases_side_by_side_leave_nothing_but_checkpoints_and_logs(
-    lab: Lab, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def ours() -> set[str]:
-        kinds = "all,configmaps,secrets,serviceaccounts,roles,rolebindings,networkpolicies,pytorchjobs,pdb,pvc"
-        names = lab.cluster.kubectl("-n", NAMESPACE, "get", kinds, "-o", "name").stdout.split()
-        return {name for name in names if "giblet-one" in name or "giblet-two" in name}
-
-    with lab.release("giblet-one", CPU) as one, lab.release("giblet-two", CPU) as two:
-        for job in (one, two):
-            until(lambda job=job: lab.conditions(job) & {"Succeeded", "Failed"}, f"{job} ends")  # type: ignore[misc]
-            until(lambda job=job: lab.verified(job), f"{job} is accepted")  # type: ignore[misc]
-        steps = {run: lab.committed_steps(run) for run in (one, two)}
-        assert all(steps.values()), "each release is a run of its own"
-        assert ours()
-    until(lambda: not ours(), "nothing is left in the namespace", 120)
-    assert {run: lab.committed_steps(run) for run in (one, two)} == steps
-    assert isinstance(lab.storage, S3Storage)
-    where = [f"--set=checkpoint.url={BUCKET}", f"--set=checkpoint.endpoint_url={lab.storage.endpoint_url}"]
-    for run in (one, two):
-        assert main(["logs", run, *where]) == 0
-        told = capsys.readouterr().out
-        assert "step=" in told, "the pods are gone, and what they printed is not"
-        assert f"run={run}" in told
-
-
-# ---------------------------------------------------------------------------------- refusals
-
-
-def test_a_bad_configuration_fails_the_job_for_good(lab: Lab) -> None:
-    """It passes every check of the chart; only the trainer can know that the dataset is not there."""
-    missing = lab.dataset.rsplit("/", 1)[0] + "/" + "0" * 64
-    with lab.release("giblet-bad", CPU, config__data__prepared=missing) as job:
-        until(lambda: "Failed" in lab.conditions(job), "the job fails")
-        message = json.loads(_terminated(lab, job)["message"])
-        assert message["exit_code"] == 65
-        assert "no prepared dataset" in message["message"]
-        (pod,) = lab.pods(job)
-        assert pod["metadata"]["name"] == f"{job}-worker-0"
-        assert sum(row["restartCount"] for row in pod["status"]["containerStatuses"]) == 0
-        created = [
-            event
-            for event in lab.get("events", "--field-selector", f"involvedObject.name={job}")["items"]
-            if event["reason"] == "SuccessfulCreatePod"
-        ]
-        assert sum(event.get("count") or 1 for event in created) == 1, "one pod was tried, and no more"
-
-
-def _terminated(lab: Lab, job: str) -> dict[str, str]:
-    (pod,) = lab.pods(job)
-    state = pod["status"]["containerStatuses"][0]["state"]
-    found: dict[str, str] = state["terminated"]
-    return found
-
-
-def test_without_its_bucket_a_run_says_so_and_ends(lab: Lab) -> None:
-    with lab.release("giblet-bucket", CPU, config__checkpoint__url="s3://no-such-bucket/x") as job:
-        until(lambda: "Failed" in lab.conditions(job), "the job fails")
-        message = json.loads(_terminated(lab, job)["message"])
-        assert message["exit_code"] == 78
-        assert "no-such-bucket" in message["message"]
-
-
-def test_without_its_secret_the_pod_says_which(lab: Lab) -> None:
-    with lab.release("giblet-secret", CPU, s3__existingSecret="no-such-secret") as job:
-        until(lambda: "no-such-secret" in _reasons(lab, f"{job}-worker-0"), "the kubelet names the secret", 120)
-
-
-def test_a_wrong_image_shows_as_such(lab: Lab) -> None:
-    with lab.release("giblet-image", CPU, image__digest="sha256:" + "0" * 64) as job:
-        until(lambda: "Failed to pull image" in _reasons(lab, f"{job}-worker-0"), "the pull fails", 120)
-
-
-def test_without_room_the_scheduler_says_what_is_short(lab: Lab) -> None:
-    run = f"too-large-{uuid.uuid4().hex[:6]}"
-    wanted = {"workers__gpusPerWorker": 9, "config__training__global_batch_samples": 9, "config__run__name": run}
-    with lab.release("giblet-large", PROD, **wanted) as job:
-        until(lambda: "Insufficient nvidia.com/gpu" in _reasons(lab, f"{job}-worker-0"), "it stays pending", 120)
-        with lab.cluster.port_forward("giblet-monitoring", "service/prometheus", 9090) as address:
-            waiting = f'ALERTS{{alertname="GibletNeverStarted",alertstate="pending",run="{run}"}}'
-            until(lambda: _asked(address, waiting), "the alert on it is pending", 120)
-
-
-def _reasons(lab: Lab, pod: str) -> str:
-    events = lab.get("events", "--field-selector", f"involvedObject.name={pod}")["items"]
-    return "\n".join(f"{event['reason']}: {event['message']}" for event in events)
+# ---------------------------------------------------------------------------------- nothing is created
 
 
 def test_values_that_cannot_work_create_nothing(lab: Lab) -> None:
