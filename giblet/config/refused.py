@@ -26,6 +26,13 @@ class Refused:
             raise ValueError(self.reason)
 
 
+class Moved(Refused):
+    """Marks a key under its name in other charts."""
+
+    def __init__(self, here: str) -> None:
+        super().__init__(f"here it is {here}")
+
+
 NoStandalone = Annotated[
     None,
     Refused(
@@ -60,6 +67,10 @@ NoMaster = Annotated[
     ),
 ]
 NoHostNetwork = Annotated[None, Refused("Pod Security `restricted` admits no host network; leave it out")]
+NoHostIpc = Annotated[
+    None, Refused("Pod Security `restricted` admits no host IPC; workers.sharedMemory is memory that ranks share")
+]
+NoHostPid = Annotated[None, Refused("Pod Security `restricted` admits no host process ids; leave it out")]
 NoExtraContainers = Annotated[
     None,
     Refused(

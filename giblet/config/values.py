@@ -6,10 +6,20 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field, model_validator
 
 from giblet.config.quantity import quantity_value
-from giblet.config.refused import NOT_WITH_EXIT_CODE, NoExtraContainers, NoHostNetwork, NoMaster
+from giblet.config.refused import (
+    NOT_WITH_EXIT_CODE,
+    Moved,
+    NoExtraContainers,
+    NoHostIpc,
+    NoHostNetwork,
+    NoHostPid,
+    NoMaster,
+)
 from giblet.config.schema import GibletConfig
 from giblet.config.values_sections import (
     CacheValues,
@@ -61,6 +71,11 @@ class Values(HelmSection):
     extra_env_from: KubernetesObjects = Field([], description="More sources of them.")
     extra_volumes: KubernetesObjects = Field([], description="More volumes of workers and verifier.")
     extra_volume_mounts: KubernetesObjects = Field([], description="Where they are mounted.")
+    dns_policy: Literal["", "ClusterFirst", "Default", "None"] = Field(
+        "", description="The pods' DNS policy; `None` wants `dnsConfig`. Empty: Kubernetes' own."
+    )
+    dns_config: KubernetesObject = Field({}, description="The pods' DNS settings: nameservers, searches, options.")
+    host_aliases: KubernetesObjects = Field([], description="Names that the pods find without DNS, such as S3's.")
     extra_init_containers: KubernetesObjects = Field(
         [], description="More init containers of workers, before `prepare`; with `restartPolicy: Always` a sidecar."
     )
@@ -79,6 +94,18 @@ class Values(HelmSection):
     global_: KubernetesObject = Field({}, alias="global", description="Helm's global values; unused.")
     master: NoMaster = None
     host_network: NoHostNetwork = None
+    host_ipc: NoHostIpc = Field(None, alias="hostIPC")
+    host_pid: NoHostPid = Field(None, alias="hostPID")
+    replica_count: Annotated[None, Moved("workers.replicas")] = None
+    env: Annotated[None, Moved("extraEnv")] = None
+    env_from: Annotated[None, Moved("extraEnvFrom")] = None
+    volumes: Annotated[None, Moved("extraVolumes")] = None
+    volume_mounts: Annotated[None, Moved("extraVolumeMounts")] = None
+    init_containers: Annotated[None, Moved("extraInitContainers")] = None
+    sidecars: Annotated[None, Moved("extraInitContainers, with `restartPolicy: Always`")] = None
+    priority_class_name: Annotated[None, Moved("scheduling.priorityClassName")] = None
+    runtime_class_name: Annotated[None, Moved("scheduling.runtimeClassName")] = None
+    scheduler_name: Annotated[None, Moved("scheduling.schedulerName")] = None
     extra_containers: NoExtraContainers = None
 
     @model_validator(mode="after")

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from pydantic.fields import FieldInfo
 
 from giblet.config.check import check_files
 from giblet.config.generate import never_null_text
+from giblet.config.refused import Refused
 from giblet.config.schema import GibletConfig
 from giblet.config.values import Values
 from giblet.config.values_sections import HelmSection
@@ -26,16 +27,17 @@ NEVER = set(never_null_text().split())
 BASE = merged(ELASTIC, {"data": {"existingClaim": "bids"}, "test": {"gpus": 1}})
 
 
-def keys_of(section: type[HelmSection], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key of the chart with its default, sections first."""
+def keys_of(section: type[HelmSection], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of the chart, sections first."""
     for name, field in section.model_fields.items():
         key, default = f"{prefix}{field.alias or name}", field.get_default()
-        yield key, default
+        yield key, field
         if isinstance(default, HelmSection):
             yield from keys_of(type(default), f"{key}.")
 
 
-DEFAULTS = dict(keys_of(Values))
+DEFAULTS = {key: field.get_default() for key, field in keys_of(Values)}
+REFUSED = {key for key, field in keys_of(Values) if any(isinstance(mark, Refused) for mark in field.metadata)}
 MAPS = sorted(key for key, default in DEFAULTS.items() if isinstance(default, dict))
 
 
@@ -121,8 +123,7 @@ def test_a_section_that_is_null_is_refused_before_a_template_stumbles_over_it() 
 
 def test_values_yaml_has_every_key_without_which_helm_would_keep_a_null() -> None:
     written = yaml.safe_load((CHART / "values.yaml").read_text())
-    refused = {"workers.standalone", "workers.nprocPerNode", "workers.metrics", "workers.autoscaling", "cache.hostPath"}
-    for key in DEFAULTS.keys() - refused - {"master", "hostNetwork", "extraContainers", "global"}:
+    for key in DEFAULTS.keys() - REFUSED - {"global"}:
         node = written
         for part in key.split("."):
             assert part in node, key

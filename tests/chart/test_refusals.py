@@ -71,6 +71,11 @@ REFUSED: dict[str, tuple[Object, tuple[str, ...]]] = {
         {"extraContainers": [{"name": "x"}]},
         ("/extraContainers", "keeps its worker from ending", "extraInitContainers"),
     ),
+    "the host's IPC": ({"hostIPC": True}, ("/hostIPC", "Pod Security", "workers.sharedMemory")),
+    "the name that another chart has for a key": (
+        {"env": [{"name": "A", "value": "b"}], "replicaCount": 2},
+        ("here it is extraEnv", "here it is workers.replicas"),
+    ),
     "two credentials": (
         {"s3": {"existingSecret": "x", "accessKeyId": "a", "secretAccessKey": "b"}},
         ("s3.existingSecret and s3.accessKeyId", "keep existingSecret"),

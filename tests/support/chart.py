@@ -92,6 +92,12 @@ def name(item: Object) -> str:
     return f"{item['kind']}/{item['metadata']['name']}"
 
 
+def labels(item: Object) -> dict[str, str]:
+    """The labels of an object or pod."""
+    found: dict[str, str] = item["metadata"].get("labels", {})
+    return found
+
+
 def container(spec: Object, called: str) -> Object:
     """A container or init container of a pod's spec."""
     both = [*spec.get("initContainers", []), *spec["containers"]]

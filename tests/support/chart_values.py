@@ -6,7 +6,9 @@ from pathlib import Path
 
 import yaml
 
-from tests.support.chart import Object, merged
+from tests.support.chart import REPOSITORY, Object, merged
+
+ANOTHER_LAB: Object = yaml.safe_load((REPOSITORY / "tests/chart/values/another-lab.yaml").read_text())
 
 ELASTIC: Object = {"workers": {"replicas": 2, "min": 1, "max": 8, "gpusPerWorker": 1}}
 HOOK: Object = {
@@ -92,6 +94,7 @@ SCENARIOS: dict[str, Object] = {
     "a test that wants a GPU": {"test": {"gpus": 1}},
     "an image by digest": {"image": {"digest": f"sha256:{'0' * 64}"}},
     "memory that is limited": {"resources": {"limits": {"memory": "64Gi", "cpu": "16"}, "requests": {"cpu": "8"}}},
+    "values of another lab's making": ANOTHER_LAB,
     "a large number": {"workers": {"maxRestarts": 999}, "config": {"training": {"max_steps": 123456789}}},
 }
 
@@ -110,3 +113,10 @@ def filled(*files: Path) -> Object:
     if not data.get("prepared") and not written.get("data", {}).get("existingClaim"):
         values = merged(values, {"data": {"existingClaim": "bids"}})
     return values
+
+
+def ours(pod: Object) -> list[Object]:
+    """A pod's containers without those that the values brought."""
+    brought = {item["name"] for item in ANOTHER_LAB["extraInitContainers"]}
+    both = [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
+    return [item for item in both if item["name"] not in brought]

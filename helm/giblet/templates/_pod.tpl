@@ -163,6 +163,17 @@ imagePullSecrets:
 {{- end }}
 securityContext:
   {{- include "giblet.podSecurityContext" . | nindent 2 }}
+{{- with .Values.dnsPolicy }}
+dnsPolicy: {{ . }}
+{{- end }}
+{{- with .Values.dnsConfig }}
+dnsConfig:
+  {{- include "giblet.yaml" . | nindent 2 }}
+{{- end }}
+{{- with .Values.hostAliases }}
+hostAliases:
+  {{- include "giblet.yaml" . | nindent 2 }}
+{{- end }}
 {{- end -}}
 
 {{/* nodeSelector, tolerations and affinity of a part of the values, as far as they are set. */}}
