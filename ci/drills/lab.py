@@ -39,7 +39,7 @@ from tests.support.lab import BUCKET, NAMESPACE, Lab, storage_of
 from tests.support.prepared import make_prepared
 
 DEADLINE_SECONDS = 420.0
-SAVE_EVERY_STEPS = 50
+SAVE_EVERY_STEPS = 10
 FILES = ("configs/prod.yaml", "configs/elastic.yaml")
 RELEASE = "giblet-drills"
 _STEP = re.compile(r"^(\S+Z) INFO step .*?\bstep=(\d+) of", re.MULTILINE)
@@ -272,7 +272,8 @@ def release(place: Lab) -> Iterator[ClusterScene]:
     cluster = place.cluster
     values = {
         "workers__max": 2, "workers__gpusPerWorker": 8, "workers__processesPerWorker": 1, "config__run__name": run,
-        "verify__enabled": "false", "config__training__epochs": 1_000_000, "config__training__patience_epochs": 0,
+        "resources__requests__cpu": 1, "verify__enabled": "false",
+        "config__training__epochs": 1_000_000, "config__training__patience_epochs": 0,
         "config__training__validate_every_epochs": 1_000_000, "config__checkpoint__save_best": "false",
         "config__checkpoint__save_every_epochs": 0, "config__checkpoint__save_every_steps": SAVE_EVERY_STEPS,
     }  # fmt: skip

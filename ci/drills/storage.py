@@ -119,7 +119,7 @@ def s3_gone_at_sigterm(scene: Scene) -> str:
     require(took < 5 + GRACE_MARGIN_SECONDS, f"it took {took:.0f} s, and would have been killed")
     scene.notes.append(f"shutdown timeout 5 s, ended after {took:.0f} s")
     scene.proxy.back()
-    pod.again()  # type: ignore[attr-defined]
+    scene.start()
     scene.until_next_step()
     scene.finish()
     return "termination message: crashed (128), not saved in time"
