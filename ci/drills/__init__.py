@@ -9,7 +9,7 @@ scene.py      one such drill's run: its real S3 server, the proxy before it, its
 proxy.py      a proxy before the S3 server that drops, delays, throttles and answers for it
 inside.py     what is put into the processes that train: a witness of what they do, and faults only they can have
 promises.py   what the witness, the store, the ledger and `giblet verify` say in the end
-clock.py      libfaketime, for a clock that is wrong
+clock.py      a clock that is wrong, for one process
 cluster.py    drills on the local cluster with the real operator: pods, nodes, links, memory, API server
 lab.py        that cluster, with an elastic release of two workers on it
 """

@@ -1,4 +1,7 @@
-"""libfaketime, for a process whose clock is wrong: installed, or unpacked from Debian's package into the cache."""
+"""A wrong clock for one process: a library to preload that shifts the time of day, and no other clock.
+
+libfaketime 0.9.10 was tried first: it also changes how Python sleeps, which then raises.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,40 @@ from pathlib import Path
 
 from drills.drill import NotHereError
 
-_NAME = "usr/lib/*/faketime/libfaketimeMT.so.1"
+SHIFT = "GIBLET_DRILL_SHIFT_SECONDS"
+_SOURCE = r"""
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+static long shift(void) { const char *s = getenv("GIBLET_DRILL_SHIFT_SECONDS"); return s ? atol(s) : 0; }
+int clock_gettime(clockid_t id, struct timespec *t) {
+    int answer = syscall(SYS_clock_gettime, id, t);
+    if (answer == 0 && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE)) t->tv_sec += shift();
+    return answer;
+}
+int gettimeofday(struct timeval *t, void *zone) {
+    int answer = syscall(SYS_gettimeofday, t, zone);
+    if (answer == 0 && t) t->tv_sec += shift();
+    return answer;
+}
+time_t time(time_t *t) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (t) *t = now.tv_sec;
+    return now.tv_sec;
+}
+"""
 
 
-def preload(cache: Path) -> Path:
-    """The library to preload. Raises `NotHereError` where it is not, and cannot be fetched."""
-    folder = cache / "faketime"
-    for root in (Path("/"), folder):
-        if (found := next(root.glob(_NAME), None)) is not None:
-            return found
-    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise NotHereError("libfaketime is not installed, and this is no Debian")
-    folder.mkdir(parents=True, exist_ok=True)
-    fetch = ["apt-get", "download", "-o", "APT::Sandbox::User=root", "libfaketime"]
-    done = subprocess.run(fetch, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise NotHereError(f"libfaketime is not installed, and cannot be fetched: {done.stderr.strip()[-200:]}")
-    for package in folder.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "--extract", str(package), str(folder)], check=True)
-    return next(folder.glob(_NAME))
+def preload(folder: Path) -> Path:
+    """The library, compiled into `folder`. Raises `NotHereError` where there is no C compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise NotHereError("there is no C compiler, to make a clock wrong with")
+    source, library = folder / "clock.c", folder / "clock.so"
+    source.write_text(_SOURCE)
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source)], check=True)
+    return library

@@ -37,7 +37,7 @@ while True:
 """
 
 
-@drill("cluster-rank-killed", "a rank SIGKILLed in its pod", where="cluster", goal_seconds=15.0, short=True, starts=2)
+@drill("cluster-rank-killed", "a rank SIGKILLed in its pod", where="cluster", goal_seconds=15.0, starts=2)
 def rank_killed(scene: ClusterScene) -> str:
     """Cured in place: no new pod."""
     scene.both_train()

@@ -8,9 +8,8 @@ import subprocess
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
-from drills.clock import preload
+from drills.clock import SHIFT, preload
 from drills.drill import drill
 from drills.promises import require
 from drills.proxy import Behaviour, Forward, Request, Response, answer, error, slow
@@ -264,23 +263,23 @@ def disk_full(scene: Scene) -> str:
 @drill("clock-ahead", "a clock an hour ahead", starts=2)
 def clock_ahead(scene: Scene) -> str:
     """The pod that replaces another is on a machine whose clock is wrong."""
-    return _clock(scene, "+1h")
+    return _clock(scene, 3600)
 
 
 @drill("clock-behind", "a clock an hour behind", starts=2)
 def clock_behind(scene: Scene) -> str:
     """The same, the other way."""
-    return _clock(scene, "-1h")
+    return _clock(scene, -3600)
 
 
-def _clock(scene: Scene, shift: str) -> str:
-    library = preload(Path.home() / ".cache/giblet")
+def _clock(scene: Scene, shift_seconds: int) -> str:
+    library = preload(scene.folder)
     first = scene.start()
     scene.until_committed()
     scene.until_step(AFTER)
     scene.strike(lambda: scene.kill(first))
     first.process.join()
-    scene.start(fresh=True, LD_PRELOAD=str(library), FAKETIME=shift, FAKETIME_DONT_FAKE_MONOTONIC="1")
+    scene.start(fresh=True, LD_PRELOAD=str(library), **{SHIFT: str(shift_seconds)})  # type: ignore[arg-type]
     scene.until_next_step()
     scene.finish()
-    return f"log: {scene.said('clock of this machine is .* off')}"
+    return f"log: {scene.said('clock of this machine is .* off')}".replace(".*", "…")
