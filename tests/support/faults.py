@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 from giblet.checkpoint.layout import MANIFEST
 from giblet.checkpoint.opened import OpenCheckpoint
-from giblet.storage import MemoryStorage, Storage
+from giblet.storage import MemoryStorage, ObjectInfo, Storage
 from giblet.storage.memory import Call
 
 
@@ -35,6 +38,66 @@ class DiesAt:
         if self.calls - 1 == self._number and self._after:
             self.dead = True
             raise DeadError(f"after {call} {key}")
+
+
+class Hooked:
+    """One process's view of a store: something happens before or after its `number`-th call, from 0.
+
+    `die()` as the event kills the process: all its later calls fail too.
+    """
+
+    def __init__(self, inner: Storage) -> None:
+        self.inner, self.url = inner, inner.url
+        self.calls, self.dead, self.happened = 0, False, False
+        self._number: int | None = None
+        self._after, self._event = False, self.die
+
+    def at(self, number: int, *, after: bool, event: Callable[[], None]) -> None:
+        """Arms an event, counting from the next call on."""
+        self.calls, self.happened = 0, False
+        self._number, self._after, self._event = number, after, event
+
+    def disarm(self) -> None:
+        """Nothing happens any more."""
+        self._number = None
+
+    def die(self) -> None:
+        """The process is gone, at once."""
+        self.dead = True
+        raise DeadError
+
+    def put(self, key: str, body: Any, *, if_absent: bool = False) -> int:
+        return int(self._call(lambda: self.inner.put(key, body, if_absent=if_absent)))
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        return bytes(self._call(lambda: self.inner.get(key, start, stop)))
+
+    def head(self, key: str) -> ObjectInfo | None:
+        found = self._call(lambda: self.inner.head(key))
+        assert found is None or isinstance(found, ObjectInfo)
+        return found
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return iter(self._call(lambda: list(self.inner.list(prefix))))
+
+    def delete(self, key: str) -> None:
+        self._call(lambda: self.inner.delete(key))
+
+    def _call(self, work: Callable[[], Any]) -> Any:
+        if self.dead:
+            raise DeadError
+        now = self.calls == self._number
+        self.calls += 1
+        if now and not self._after:
+            self._happen()
+        answer = work()
+        if now and self._after:
+            self._happen()
+        return answer
+
+    def _happen(self) -> None:
+        self._number, self.happened = None, True
+        self._event()
 
 
 def flip_bit(store: Storage, key: str, at: int = -1) -> None:
