@@ -16,7 +16,8 @@ from benches.common import CONFIG, Options, Row, Took, giblet, make_example, row
 FULL_SIZE = ["--set", "data.video.height=90", "--set", "data.video.width=160", "--set", "data.video.frame_skip=4"]
 ENCODEC = """
 import sys, torch, encodec
-from giblet.data.audio import film_sound, probe
+from giblet.data.sound import film_sound
+from giblet.data.video import probe
 import numpy as np
 from pathlib import Path
 torch.manual_seed(0)

@@ -16,22 +16,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import av
 import numpy as np
 import numpy.typing as npt
 import torch
-from av.audio.resampler import AudioResampler
 from safetensors import safe_open
 from safetensors.torch import save
 
 from giblet.config.schema import AudioConfig
-from giblet.data.codec import HOP_SAMPLES, SAMPLE_RATE_HZ, load_codec
-from giblet.data.video import Film, open_film, probe
+from giblet.data.codec import load_codec
+from giblet.data.sound import HOP_SAMPLES, SAMPLE_RATE_HZ, Waveform, film_frames, film_sound, resample
+from giblet.data.video import probe
 from giblet.data.workspace import write_atomically
 from giblet.errors import DataError
 
 Codes = npt.NDArray[np.int16]
-Waveform = npt.NDArray[np.float32]
 
 WINDOW_FRAMES = 750
 """Ten seconds: the convolutions' largest activation is then 31 MB."""
@@ -40,8 +38,6 @@ CONTEXT_FRAMES = 4
 """The convolutions before the LSTM see 797 samples back (kernels 7, 3, 4, 3, 8, 3, 10, 3, 16 at strides 2, 4, 5, 8)."""
 
 LAST_KERNEL = 7
-GAP_SECONDS = 0.05
-"""A jump of the sound's timestamps beyond this is filled with silence."""
 
 
 @dataclass
@@ -90,7 +86,7 @@ class AudioProcessor:
         """
         mono = _as_mono(waveform)
         if sample_rate_hz != SAMPLE_RATE_HZ:
-            mono = np.concatenate([*_resample_array(mono, sample_rate_hz)])
+            mono = np.concatenate([*resample(mono, sample_rate_hz)])
         frames = math.ceil(len(mono) / HOP_SAMPLES)
         return np.concatenate([*self.stream([mono], frames)], axis=1)
 
@@ -133,50 +129,6 @@ class AudioProcessor:
         return self._codec.quantize(embeddings[..., joined.shape[2] - features.shape[2] :], self.config.bandwidth_kbps)
 
 
-def film_frames(film: Film) -> int:
-    """Codec frames of a film, from its first picture to its last."""
-    return math.ceil(film.duration * SAMPLE_RATE_HZ / HOP_SAMPLES)
-
-
-def film_sound(film: Film) -> Iterator[Waveform]:
-    """A film's first sound track as 24 kHz mono chunks, on the film's clock (0 at the first picture).
-
-    Raises `DataError` where the film has no sound or it is damaged.
-    """
-    if not film.has_sound:
-        raise DataError(f"{film.path} has no sound", remedy="use a film with a sound track; a silent one would do")
-    resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
-    with open_film(film.path) as container:
-        position, zero = 0, float(film.start)
-        for piece in _resampled(resampler, container.decode(container.streams.audio[0])):
-            samples = _samples(piece)
-            at = position
-            if piece.pts is not None and piece.time_base is not None:
-                at = round((float(piece.pts * piece.time_base) - zero) * SAMPLE_RATE_HZ)
-            position, chunk = _aligned(samples, at, position)
-            yield chunk
-
-
-def _resampled(resampler: AudioResampler, frames: Iterable[av.AudioFrame]) -> Iterator[av.AudioFrame]:
-    for frame in frames:
-        yield from resampler.resample(frame)
-    yield from resampler.resample(None)
-
-
-def _samples(frame: av.AudioFrame) -> Waveform:
-    return np.asarray(frame.to_ndarray(), np.float32).reshape(-1)
-
-
-def _aligned(samples: Waveform, at: int, position: int) -> tuple[int, Waveform]:
-    """Samples that should begin at `at` where `position` are there already: padded with silence, or cut."""
-    late = at - position
-    if late > GAP_SECONDS * SAMPLE_RATE_HZ or (position == 0 and late > 0):
-        samples = np.concatenate([np.zeros(late, np.float32), samples])
-    elif position == 0 and late < 0:
-        samples = samples[-late:]
-    return position + len(samples), samples
-
-
 def _windows(chunks: Iterable[Waveform], frames: int) -> Iterator[Waveform]:
     """Cut chunks of any length into windows of whole frames, `frames` in all, silence at the end."""
     wanted, held, count = frames * HOP_SAMPLES, [], 0
@@ -211,15 +163,3 @@ def _as_mono(waveform: npt.ArrayLike | torch.Tensor) -> Waveform:
             remedy="give finite samples, channels first",
         )
     return np.ascontiguousarray(mono, np.float32)
-
-
-def _resample_array(mono: Waveform, sample_rate_hz: int) -> Iterator[Waveform]:
-    def frames() -> Iterator[av.AudioFrame]:
-        for start in range(0, len(mono), sample_rate_hz):
-            piece = mono[None, start : start + sample_rate_hz]
-            frame = av.AudioFrame.from_ndarray(piece, format="flt", layout="mono")
-            frame.sample_rate = sample_rate_hz
-            yield frame
-
-    resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
-    yield from map(_samples, _resampled(resampler, frames()))

@@ -19,6 +19,7 @@ import csv
 import io
 import json
 import math
+import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -27,7 +28,10 @@ from typing import Any
 from giblet.data.grid import exact
 from giblet.errors import DataError
 
-FILM_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".ogv", ".flv"})
+FILM_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".wmv",
+     ".ogv", ".flv"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +90,10 @@ class BidsFolder:
         return tuple(sorted({run.subject for run in self.runs}))
 
     def relative(self, path: Path) -> str:
-        """A path as it goes into a manifest: relative to the folder where it lies in it, else its name."""
-        path = path.resolve()
+        """A path as it goes into a manifest: relative to the folder where it lies in it, else its name.
+
+        A link counts under its own name: DataLad keeps each file behind one, and its target's name is a checksum.
+        """
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
 
 
@@ -129,7 +135,21 @@ def find_runs(root: str | Path, task: str | None = None, subjects: tuple[str, ..
 def annotation_file(film: Path) -> Path | None:
     """The table of words beside a film, if there is one."""
     path = film.with_suffix(".tsv")
-    return path if path.exists() else None
+    return path if path.exists() or path.is_symlink() else None
+
+
+def check_readable(path: Path) -> Path:
+    """The path, which has to be a file that may be read. Raises `DataError` with the reason where it is not."""
+    if path.is_symlink() and not path.exists():
+        raise DataError(
+            f"{path} is a link to {path.readlink()}, which is not here",
+            remedy="fetch the content (DataLad: `datalad get`), or correct the link",
+        )
+    if not path.is_file():
+        raise DataError(f"there is no file {path}", remedy="put it there, or correct the path")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path} may not be read by this user", remedy="correct its permissions")
+    return path
 
 
 def read_annotations(path: Path) -> list[Annotation]:
@@ -246,13 +266,13 @@ def _read_events(root: Path, path: Path) -> tuple[FilmEvent, ...]:
                 f"{path} line {line}: onset {row['onset']!r}, duration {row['duration']!r}",
                 remedy="a film needs an onset in seconds, and a duration of at least 0 or n/a",
             )
-        film = root / "stimuli" / name.removeprefix("stimuli/")
-        if not film.exists():
+        film = Path(os.path.normpath(root / "stimuli" / name.removeprefix("stimuli/")))
+        if not film.exists() and not film.is_symlink():
             raise DataError(
                 f"{path} line {line} shows {name!r}, and there is no {film}",
                 remedy="put the film under stimuli/, or correct stim_file",
             )
-        events.append(FilmEvent(film.resolve(), onset, duration))
+        events.append(FilmEvent(film, onset, duration))
     if not events:
         raise DataError(
             f"{path} shows no film: no stim_file ends in one of {', '.join(sorted(FILM_SUFFIXES))}",
@@ -284,7 +304,7 @@ def _inherited(root: Path, bold: Path, ending: str) -> list[Path]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(check_readable(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}", remedy="correct the file") from error
     if not isinstance(content, dict):
@@ -295,7 +315,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
     """Rows of a TSV with their line numbers, from 1 for the heading; empty lines are passed over."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = check_readable(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8: {error}", remedy="save the table as UTF-8 text") from error
     reader = csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE, restval="")
@@ -305,7 +325,10 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[st
             f"{path} lacks the column {', '.join(missing)}; it has {', '.join(reader.fieldnames or ()) or 'none'}",
             remedy="separate columns by tabs and name them in the first line",
         )
-    return [(reader.line_num, row) for row in reader if any((row[name] or "").strip() for name in columns)]
+    try:
+        return [(reader.line_num, row) for row in reader if any((row[name] or "").strip() for name in columns)]
+    except csv.Error as error:
+        raise DataError(f"{path} line {reader.line_num}: {error}", remedy="save it as a tab-separated table") from error
 
 
 def _number(path: Path, line: int, column: str, text: str) -> Fraction | None:

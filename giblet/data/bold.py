@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 AFFINE_TOLERANCE_MM = 1e-2
 VOXELS_AT_ONCE = 4096
+DAMAGE = (OSError, EOFError, ValueError, zlib.error)
+"""What reading a file that is cut off or damaged raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,9 @@ def open_scan(path: Path) -> Scan:
             f"{path} has the shape {image.shape}; BOLD has four axes, the last of them time",
             remedy="use the 4-D time series",
         )
+    kind = image.get_data_dtype()
+    if kind.kind not in "iuf":
+        raise DataError(f"{path} holds {kind}; BOLD is a real number a voxel", remedy="convert it to float32")
     return Scan(path, image.shape[:3], image.shape[3], np.asarray(image.affine, np.float64))
 
 
@@ -81,7 +87,7 @@ def volumes(scan: Scan) -> Iterator[npt.NDArray[np.float32]]:
                     raise EOFError(f"it ends within volume {index} of {scan.volumes}")
                 volume = np.frombuffer(content, proxy.dtype).reshape(scan.shape, order="F").astype(np.float32)
                 yield volume if slope == 1 and inter == 0 else volume * slope + inter
-    except (EOFError, OSError, ValueError) as error:
+    except DAMAGE as error:
         raise DataError(f"{scan.path} is truncated or damaged: {error}", remedy="copy the scan again") from error
 
 
@@ -96,7 +102,10 @@ def read_mask(path: Path, scan: Scan) -> Mask:
     """An anatomical mask, bool (X, Y, Z). Raises `DataError` where it lies on another grid than the scan."""
     image = _load(path)
     _check_grid(path, image.shape, image.affine, scan.path, scan.shape, scan.affine)
-    inside = np.asarray(image.dataobj) > 0.5
+    try:
+        inside = np.asarray(image.dataobj) > 0.5
+    except (*DAMAGE, TypeError) as error:
+        raise DataError(f"the mask {path} cannot be read: {error}", remedy="copy the mask again") from error
     if not inside.any():
         raise DataError(f"the mask {path} is empty", remedy="use a mask whose brain voxels are 1")
     return inside
@@ -210,7 +219,7 @@ def drift_design(trs: int, tr_seconds: float, config: BoldConfig) -> npt.NDArray
     if config.detrend:
         columns.append(np.linspace(-1, 1, trs))
     if config.high_pass_hz > 0:
-        from nilearn.glm.first_level.design_matrix import create_cosine_drift  # takes seconds to import
+        from nilearn.signal import create_cosine_drift  # takes seconds to import
 
         columns += list(create_cosine_drift(config.high_pass_hz, np.arange(trs) * tr_seconds).T[:-1])
     return np.stack(columns, axis=1)
@@ -232,7 +241,7 @@ def _load(path: Path) -> Any:
         return nibabel.load(path)
     except FileNotFoundError:
         raise DataError(f"there is no file {path}", remedy="correct the path") from None
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+    except (nibabel.filebasedimages.ImageFileError, *DAMAGE) as error:
         raise DataError(f"{path} cannot be read as NIfTI: {error}", remedy="copy the file again") from error
 
 

@@ -8,7 +8,6 @@ lab that has the weights in one format may use either package.
 from __future__ import annotations
 
 import re
-import urllib.error
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,17 +18,12 @@ import torch
 from torch import nn
 
 from giblet.config.schema import AudioConfig
+from giblet.data.sound import HOP_SAMPLES, SAMPLE_RATE_HZ
+from giblet.data.weights import resolve_weights
 from giblet.errors import DataError, DependencyError
 
-SAMPLE_RATE_HZ = 24_000
-HOP_SAMPLES = 320
-CODEBOOK_SIZE = 1024
-ENCODEC_FILE = "encodec_24khz-d7cc33bc.th"
-ENCODEC_URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{ENCODEC_FILE}"
-TRANSFORMERS_NAME = "facebook/encodec_24khz"
 RANDOM_SEED = 20220
 RANDOM_CODEBOOK_SCALE = 0.5
-RANDOM_NOTE = "audio codec weights are random (data.audio.weights: random): the codes carry no meaning of the sound"
 
 State = dict[str, torch.Tensor]
 
@@ -72,25 +66,6 @@ def load_codec(config: AudioConfig) -> Codec:
     at = next(i for i, layer in enumerate(layers) if hasattr(layer, "lstm"))
     lstm = layers[at].lstm
     return Codec(nn.ModuleList(layers[:at]), lstm, nn.ModuleList(layers[at + 1 :]), model.quantizer, config.backend)
-
-
-def resolve_weights(config: AudioConfig) -> Path | None:
-    """The local file or folder that holds the weights, downloaded if asked; None where they are random.
-
-    Raises `DependencyError` where there is none and none can be had.
-    """
-    if config.weights == "random":
-        return None
-    if config.weights == "download":
-        return _download_encodec() if config.backend == "encodec" else _download_transformers()
-    path = Path(config.weights).expanduser()
-    if not path.exists():
-        raise DependencyError(
-            f"data.audio.weights names {config.weights}, and there is no such file or folder",
-            remedy="point it at EnCodec's 24 kHz weights (a .th, .safetensors or .bin file, or a transformers folder), "
-            "or write `download` where there is a network, or `random` for tests",
-        )
-    return path
 
 
 def read_weights(path: Path) -> State:
@@ -220,31 +195,3 @@ def _load(model: Any, state: State, backend: str, path: Path) -> None:
             f"(first: {unexpected[0] if unexpected else 'none'})",
             remedy="point data.audio.weights at the 24 kHz model's weights, not the 48 kHz one's",
         )
-
-
-def _download_encodec() -> Path:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / ENCODEC_FILE
-    if path.exists():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(ENCODEC_URL, str(path), hash_prefix="d7cc33bc", progress=False)
-    except (OSError, urllib.error.URLError, RuntimeError) as error:
-        raise _no_weights(ENCODEC_URL, error) from error
-    return path
-
-
-def _download_transformers() -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(TRANSFORMERS_NAME, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:
-        raise _no_weights(TRANSFORMERS_NAME, error) from error
-
-
-def _no_weights(what: str, error: Exception) -> DependencyError:
-    return DependencyError(
-        f"EnCodec's weights are not on this machine, and {what} could not be downloaded: {error}",
-        remedy="set data.audio.weights to a local path (a .th file or a transformers folder), or to `random` for tests",
-    )

@@ -14,14 +14,13 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from giblet.config.schema import AUDIO_FRAMES_PER_SECOND, DataConfig
 from giblet.data import bold, text
-from giblet.data.audio import AudioProcessor, Past, film_frames, film_sound
 from giblet.data.bids import annotation_file, find_masks, find_runs, read_annotations
 from giblet.data.grid import Layout, repeat_last, stimulus_mask
 from giblet.data.manifest import ArrayFile
@@ -29,6 +28,7 @@ from giblet.data.plan import Plan, PlannedPresentation, make_plan
 from giblet.data.prepared import PreparedDataset, file_sha256
 from giblet.data.provenance import Inputs, gather_inputs
 from giblet.data.report import array_name, build_manifest
+from giblet.data.sound import film_frames, film_sound
 from giblet.data.transfer import fetch, is_published
 from giblet.data.video import sample_pictures
 from giblet.data.workspace import Workspace, flush, full_disk_is_an_error_of_ours
@@ -36,6 +36,9 @@ from giblet.errors import ConfigError, DataError, OutOfSpaceError
 from giblet.storage import Storage
 from giblet.telemetry.logs import get_logger
 from giblet.telemetry.progress import Bar, progress
+
+if TYPE_CHECKING:
+    from giblet.data.audio import AudioProcessor
 
 PIECE_SECONDS = 60
 """So much of a film's pictures is redone at most after a crash."""
@@ -82,14 +85,15 @@ class _Preparation:
         self._bar_lock = threading.Lock()
         self._bar: Bar | None = None
         self._text_dimension = 0
+        self._audio_processor: AudioProcessor | None = None
+        self._importing = threading.Lock()
+        """Held while a thread imports: two threads in one package's circular imports see half of a module."""
 
     def run(self) -> None:
         """Make every part, then the manifest."""
         workspace, plan = self.workspace, self.plan
         workspace.begin()
         self._check_room()
-        self._encoder = text.SentenceEncoder(self.config.text)
-        self._text_dimension = text.text_dimension(self.config.text, self._encoder.dimension)
         self._allocate()
         seconds = sum(float(film.duration) for film in plan.films.values())
         scanned = sum(p.grid.trs for p in plan.presentations for _ in p.scans)
@@ -97,10 +101,9 @@ class _Preparation:
         with progress("prepare", total=seconds * (1 + AUDIO_WORK) + scanned * VOLUME_WORK, unit="s") as self._bar:
             self._in_parallel(
                 [
-                    lambda: self._each(self._audio, films),
                     lambda: self._each(self._video, films),
-                    lambda: self._each(self._bold, [(subject,) for subject in self._subjects()]),
-                    self._text,
+                    lambda: self._each(self._audio, films),
+                    self._bold_and_text,
                 ]
             )
         log.info("statistics and hashes")
@@ -162,9 +165,9 @@ class _Preparation:
         return self.workspace.array(array_name(presentation, name), *shapes[name])
 
     def _allocate(self) -> None:
-        """Claim the disk for all stimulus arrays, so that a full one is found now."""
+        """Claim the disk for all arrays of pictures and sound, so that a full one is found now."""
         for index in range(len(self.plan.presentations)):
-            for name in ("video", "video_mask", "audio", "audio_mask", "text", "text_mask", "stimulus_mask"):
+            for name in ("video", "video_mask", "audio", "audio_mask", "stimulus_mask"):
                 self._array(index, name)
 
     def _check_room(self) -> None:
@@ -224,6 +227,10 @@ class _Preparation:
 
     def _audio(self, number: int, path: Path) -> None:
         """A film's sound as codes, into every presentation that shows it, recorded after each window."""
+        with self._importing:
+            from giblet.data.audio import Past
+
+            processor = self._processor()
         film, record = self.plan.films[path], self.workspace.scratch(f"audio-{number:03d}.safetensors")
         frames = film_frames(film)
         past = Past.load(record) if record.exists() else Past()
@@ -232,7 +239,7 @@ class _Preparation:
         if first >= frames:
             return
         targets = [(self._array(index, "audio"), placement) for index, placement in self._showings(path, _audio_layout)]
-        for codes in self._processor().stream(film_sound(film), frames, past):
+        for codes in processor.stream(film_sound(film), frames, past):
             stop = first + codes.shape[1]
             for array, placement in targets:
                 low, high = max(first, placement.first), min(stop, placement.stop)
@@ -245,19 +252,31 @@ class _Preparation:
             past.save(record)
 
     def _processor(self) -> AudioProcessor:
-        if not hasattr(self, "_audio_processor"):
+        from giblet.data.audio import AudioProcessor
+
+        if self._audio_processor is None:
             self._audio_processor = AudioProcessor(self.config.audio)
         return self._audio_processor
 
+    def _bold_and_text(self) -> None:
+        with self._importing:
+            import nilearn.masking  # noqa: F401 (what `bold` needs of it)
+        self._each(self._bold, [(subject,) for subject in self._subjects()])
+        self._text()
+
     def _text(self) -> None:
         """Words of all presentations."""
-        if self.workspace.state("text").get("done"):
+        self._text_dimension = self.workspace.state("text").get("dimension", 0)
+        if self._text_dimension:
             return
+        with self._importing:
+            encoder = text.SentenceEncoder(self.config.text)
+        self._text_dimension = text.text_dimension(self.config.text, encoder.dimension)
         embedded: dict[Path, list[tuple[float, float, Any]]] = {}
         for film in self.plan.films:
             table = annotation_file(film)
             rows = read_annotations(table) if table else []
-            vectors = self._encoder.encode([row.text for row in rows])
+            vectors = encoder.encode([row.text for row in rows])
             embedded[film] = [(r.onset, r.onset + r.duration, v) for r, v in zip(rows, vectors, strict=True)]
         for index, presentation in enumerate(self.plan.presentations):
             words = []
@@ -268,11 +287,11 @@ class _Preparation:
                     for start, stop, vector in embedded[film]
                     if onset + start < end
                 ]
-            values, mask = text.on_grid(presentation.grid, words, self.config.text, self._encoder.dimension)
+            values, mask = text.on_grid(presentation.grid, words, self.config.text, encoder.dimension)
             arrays = self._array(index, "text"), self._array(index, "text_mask")
             arrays[0][:], arrays[1][:] = values, mask
             flush(*arrays)
-        self.workspace.record("text", {"done": True})
+        self.workspace.record("text", {"dimension": self._text_dimension})
 
     def _bold(self, subject: str) -> None:
         """A subject's mask and BOLD."""

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from giblet.config.schema import DataConfig
-from giblet.data.bids import BidsFolder, annotation_file, find_masks
-from giblet.data.codec import resolve_weights
+from giblet.data.bids import BidsFolder, annotation_file, check_readable, find_masks
 from giblet.data.manifest import FORMAT, InputFile
 from giblet.data.plan import check_shift
 from giblet.data.prepared import file_sha256
 from giblet.data.text import resolve_model
+from giblet.data.weights import resolve_weights
 from giblet.errors import DataError
 from giblet.telemetry.logs import get_logger
 
@@ -49,7 +49,7 @@ class Inputs:
 
 def gather_inputs(folder: BidsFolder, config: DataConfig) -> Inputs:
     """Hash all inputs. Raises `DataError` or `DependencyError` where one is missing."""
-    named = dict(sorted(_files(folder, config)))
+    named = {name: check_readable(path) for name, path in sorted(_files(folder, config))}
     log.info("hashing inputs", files=len(named), bytes=sum(path.stat().st_size for path in named.values()))
     with ThreadPoolExecutor(4) as pool:
         hashes = list(pool.map(file_sha256, named.values()))

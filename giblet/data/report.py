@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 import giblet
 from giblet.config.schema import DataConfig
-from giblet.data.codec import RANDOM_NOTE
 from giblet.data.manifest import (
     STIMULUS_ARRAYS,
     ArrayFile,
@@ -26,6 +25,7 @@ from giblet.data.manifest import (
 from giblet.data.plan import Plan
 from giblet.data.provenance import Inputs, versions
 from giblet.data.statistics import statistics
+from giblet.data.weights import RANDOM_NOTE
 
 Array = npt.NDArray[Any]
 Entry = Callable[[str], ArrayFile]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from giblet.data.codec import CODEBOOK_SIZE
 from giblet.data.manifest import Statistics
+from giblet.data.weights import CODEBOOK_SIZE
 
 Array = npt.NDArray[Any]
 ROWS_AT_ONCE = 32

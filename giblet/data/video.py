@@ -2,11 +2,13 @@
 
 Sample k stands at `k x frame_skip / fps` on the film's own clock (0 at its first picture), and is the picture that is
 on the screen then. Where frames are evenly spaced, that is every `frame_skip`-th frame; where the rate varies, real
-timestamps decide, and nothing drifts. Pictures are scaled by area averaging (swscale's AREA) to RGB uint8.
+timestamps decide, and nothing drifts. Pictures are scaled by area averaging (swscale's AREA) to RGB uint8, and turned
+upright where the film says that it was taken with the camera held on its side.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any
 
 import av
 import av.container
+import av.stream
 import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import Interpolation, VideoReformatter
@@ -25,6 +28,9 @@ from giblet.errors import DataError
 Picture = npt.NDArray[np.uint8]
 SEEK_BACK_SECONDS = 1
 """A picture just before the keyframe that a seek finds may lack what it refers to; none that counts is so near it."""
+
+UNDECLARED = frozenset({"mpeg", "mpegts"})
+"""Containers without a heading: what FFmpeg says of their length is a guess, up to half a second short."""
 
 MISSING_SECONDS = Fraction(1, 2)
 """A film may end so much before its declared end, or two frames, whichever is more; beyond that it is truncated."""
@@ -65,27 +71,53 @@ def probe(path: Path) -> Film:
     Raises `DataError` if it has no pictures, or does not say how long it is.
     """
     with open_film(path) as container:
-        if not container.streams.video:
-            raise DataError(f"{path} has no pictures", remedy="name a film in stim_file")
-        stream = container.streams.video[0]
+        stream = _pictures_of(container)
         average, nominal = stream.average_rate, stream.guessed_rate
         fps = nominal if nominal and average and abs(nominal / average - 1) < Fraction(1, 100) else average or nominal
-        if stream.duration and stream.time_base:
-            duration = stream.duration * stream.time_base
-        elif container.duration:
-            duration = Fraction(container.duration, av.time_base)
-        else:
-            duration = Fraction(0)
+        first = next((frame for frame in container.decode(stream) if frame.pts is not None), None)
+        if first is None or stream.time_base is None:
+            raise DataError(f"{path} has no picture that can be decoded", remedy="copy the film again, or convert it")
+        start = Fraction((first.pts or 0) * stream.time_base)
+        duration = _duration(container, stream, start, Fraction(fps)) if fps else Fraction(0)
         if not fps or duration <= 0:
             raise DataError(
                 f"{path} does not say how long it is or at what frame rate",
                 remedy="the file is truncated or a bare stream; remux it with ffmpeg -i film -c copy film.mkv",
             )
-        first = next((frame for frame in container.decode(stream) if frame.pts is not None), None)
-        if first is None or stream.time_base is None:
-            raise DataError(f"{path} has no picture that can be decoded", remedy="copy the film again, or convert it")
-        start = (first.pts or 0) * stream.time_base
-        return Film(path, Fraction(start), Fraction(duration), Fraction(fps), bool(container.streams.audio))
+        return Film(path, start, duration, Fraction(fps), bool(container.streams.audio))
+
+
+def _pictures_of(container: av.container.InputContainer) -> Any:
+    """The film's pictures, and not the cover that some films carry as a stream of one picture."""
+    cover = av.stream.Disposition.attached_pic
+    streams = [s for s in container.streams.video if not s.disposition & cover and s.codec_context is not None]
+    if not streams:
+        raise DataError(f"{container.name} has no pictures that can be decoded", remedy="name a film in stim_file")
+    return streams[0]
+
+
+def _duration(container: av.container.InputContainer, stream: Any, start: Fraction, fps: Fraction) -> Fraction:
+    """How long the pictures are said to last, 0 where nothing is said; measured where a container can only guess."""
+    if container.format.name in UNDECLARED:
+        return _measured_duration(Path(container.name), fps)
+    if stream.duration and stream.time_base:
+        return Fraction(stream.duration * stream.time_base)
+    whole = Fraction(container.duration or 0, av.time_base)
+    if "matroska" not in container.format.name:
+        return whole
+    # Matroska's lengths are of the time from 0 to the end, and that of the pictures alone is a tag.
+    tags = {name.upper(): value for name, value in stream.metadata.items()}
+    told = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", tags.get("DURATION", "").strip())
+    end = int(told[1]) * 3600 + int(told[2]) * 60 + Fraction(told[3]) if told else whole
+    return end - start if end > start else end
+
+
+def _measured_duration(path: Path, fps: Fraction) -> Fraction:
+    """From the first picture's time to the last one's end, read from the packets without decoding them."""
+    with open_film(path) as container:
+        stream = _pictures_of(container)
+        times = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
+        return (max(times) - min(times)) * Fraction(stream.time_base) + 1 / fps if times else Fraction(0)
 
 
 def sample_pictures(
@@ -101,8 +133,10 @@ def sample_pictures(
     scaler = VideoReformatter()
 
     def scaled(frame: av.VideoFrame) -> Picture:
-        small = scaler.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1)
-        return np.asarray(small.to_ndarray(), np.uint8)
+        turns = round(frame.rotation / 90) % 4
+        size = (height, width) if turns % 2 else (width, height)
+        small = scaler.reformat(frame, *size, "rgb24", interpolation=Interpolation.AREA, threads=1)
+        return np.rot90(np.asarray(small.to_ndarray(), np.uint8), turns)
 
     k, shown, end = first, None, Fraction(0)
     with open_film(film.path) as container:
@@ -123,7 +157,7 @@ def _frames(
     container: av.container.InputContainer, film: Film, start: Fraction, threads: int
 ) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
     """Decoded frames with time and duration in seconds, from the keyframe before `start` on."""
-    stream = container.streams.video[0]
+    stream = _pictures_of(container)
     stream.thread_type = "AUTO"
     stream.codec_context.thread_count = threads
     base = Fraction(stream.time_base or 0)

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from giblet.config.schema import CODEBOOKS_BY_BANDWIDTH_KBPS, AudioConfig
-from giblet.data import audio, codec
-from giblet.data.audio import AudioProcessor, film_frames, film_sound
+from giblet.data import audio, codec, sound
+from giblet.data.audio import AudioProcessor
+from giblet.data.sound import film_frames, film_sound
 from giblet.data.video import probe
 from giblet.errors import DataError, DependencyError
 from tests.support.media import make_film, make_sound
@@ -127,11 +128,11 @@ def test_sound_that_ends_early_is_silent_to_the_film_s_end(processor):
 
 
 def test_a_gap_in_the_sound_is_silence():
-    position, chunk = audio._aligned(np.ones(100, np.float32), at=5000, position=1000)
+    position, chunk = sound._aligned(np.ones(100, np.float32), at=5000, position=1000)
     assert (position, len(chunk), chunk[:4000].any()) == (5100, 4100, False)
-    position, chunk = audio._aligned(np.ones(100, np.float32), at=1003, position=1000)
+    position, chunk = sound._aligned(np.ones(100, np.float32), at=1003, position=1000)
     assert (position, len(chunk)) == (1100, 100)
-    position, chunk = audio._aligned(np.ones(100, np.float32), at=-30, position=0)
+    position, chunk = sound._aligned(np.ones(100, np.float32), at=-30, position=0)
     assert (position, len(chunk)) == (70, 70)
 
 
