@@ -27,6 +27,7 @@ Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 AFFINE_TOLERANCE_MM = 1e-2
 VOXELS_AT_ONCE = 4096
+CHUNK = 1 << 20
 DAMAGE = (OSError, EOFError, ValueError, zlib.error)
 """What reading a file that is cut off or damaged raises."""
 
@@ -87,6 +88,8 @@ def volumes(scan: Scan) -> Iterator[npt.NDArray[np.float32]]:
                     raise EOFError(f"it ends within volume {index} of {scan.volumes}")
                 volume = np.frombuffer(content, proxy.dtype).reshape(scan.shape, order="F").astype(np.float32)
                 yield volume if slope == 1 and inter == 0 else volume * slope + inter
+            while file.read(CHUNK):  # gzip compares its checksum at the very end
+                pass
     except DAMAGE as error:
         raise DataError(f"{scan.path} is truncated or damaged: {error}", remedy="copy the scan again") from error
 

@@ -6,6 +6,7 @@ What each fault is called and where it is found has its unit tests; this is what
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,29 @@ def events(bids: Path, *row: object) -> None:
     write_events(bids / f"{RUN_1}_events.tsv", [row])
 
 
+def datalad_link(bids: Path, where: str, *, fetched: bool = True) -> None:
+    """A file as DataLad keeps it: a link to its content, under a name that is a checksum."""
+    path = bids / where
+    content = bids / ".git/annex/objects" / f"MD5E-s{path.stat().st_size}--0{len(where)}{path.suffix}"
+    content.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(content)
+    if not fetched:
+        content.unlink()
+    path.symlink_to(os.path.relpath(content, path.parent))
+
+
+def damage(bids: Path) -> None:
+    path = bids / f"{RUN_1}_bold.nii.gz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
+    path.write_bytes(content)
+
+
+def complex_scan(bids: Path) -> None:
+    path = bids / f"{RUN_1}_bold.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.ones((9, 8, 7, 60), np.complex64), AFFINE), path)
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a truncated film": (cut_film, "film1.mkv"),
     "a film without sound": (silent_film, "film1.mp4 has no sound"),
@@ -111,6 +135,18 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a mask of another shape": (lambda b: change_mask(b, (9, 8, 6), AFFINE), "has the shape (9, 8, 6)"),
     "a mask of another affine": (lambda b: change_mask(b, (9, 8, 7), AFFINE * 1.1), "different affines"),
     "two TRs": (lambda b: sidecar(b, f"{RUN_1}_bold.json", RepetitionTime=2.0), "different TRs: 2 s"),
+    "a scan damaged in the middle": (damage, "is truncated or damaged"),
+    "a scan of complex numbers": (complex_scan, "a real number a voxel"),
+    "a cut mask": (lambda b: (b / MASK).write_bytes((b / MASK).read_bytes()[:-12]), "brain_mask.nii.gz cannot be read"),
+    "a scan not fetched": (
+        lambda b: datalad_link(b, f"{RUN_1}_bold.nii.gz", fetched=False),
+        "which is not here",
+    ),
+    "a film not fetched": (lambda b: datalad_link(b, "stimuli/film1.mp4", fetched=False), "datalad get"),
+    "a table with commas": (
+        lambda b: (b / f"{RUN_1}_events.tsv").write_text("onset,duration,stim_file\n0,6,film1.mp4\n"),
+        "separate columns by tabs",
+    ),
     "an annotation without a time": (
         lambda b: write_words(b / "stimuli/film1.mp4", [("n/a", 1, "A ball.")]),
         "line 2: words need an onset",
@@ -142,9 +178,37 @@ def constant_tail(bids: Path) -> None:
     change_scan(bids, lambda data: np.where(np.arange(60) < 56, data, 0).astype(np.float32))
 
 
+def as_labs_have_it(bids: Path) -> None:
+    """Sessions; scaled integers in an oblique, unpacked NIfTI; links; a table from a spreadsheet; names with spaces."""
+    session = bids / "sub-01/ses-früh"
+    session.mkdir()
+    for kind in ("func", "anat"):
+        (bids / "sub-01" / kind).rename(session / kind)
+    oblique = AFFINE @ np.array([[0.98, -0.199, 0, 3], [0.199, 0.98, 0, -2], [0, 0, 1, 1], [0, 0, 0, 1]])
+    for path in sorted((session / "func").glob("*_bold.nii.gz")):
+        image = nibabel.Nifti1Image(nibabel.load(path).get_fdata(), oblique)
+        image.set_data_dtype(np.int16)
+        image.header.set_xyzt_units("mm", "msec")
+        path.unlink()
+        nibabel.save(image, path.with_name(path.name.removesuffix(".gz").replace("sub-01_", "sub-01_ses-früh_")))
+    for path in sorted((session / "func").glob("*_events.tsv")):
+        text = path.read_text().replace("film1.mp4", "film 1 für alle.mp4")
+        path.with_name(path.name.replace("sub-01_", "sub-01_ses-früh_")).write_bytes(
+            b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()
+        )
+        path.unlink()
+    nibabel.save(
+        nibabel.Nifti1Image(ball().astype(np.float64), oblique), session / "anat/sub-01_desc-brain_mask.nii.gz"
+    )
+    for suffix in (".mp4", ".tsv"):
+        (bids / f"stimuli/film1{suffix}").rename(bids / f"stimuli/film 1 für alle{suffix}")
+        datalad_link(bids, f"stimuli/film 1 für alle{suffix}")
+
+
 HARMLESS: dict[str, Callable[[Path], object]] = {
     "a variable frame rate": variable_rate,
     "a constant tail": constant_tail,
+    "a folder as labs have it": as_labs_have_it,
     "an empty annotation table": lambda b: write_words(b / "stimuli/film1.mp4", []),
     "overlapping annotations": lambda b: write_words(
         b / "stimuli/film1.mp4", [(2, 3, "Rain."), (0, 4, "A ball."), (1, 5, "A rabbit.")]
@@ -165,6 +229,10 @@ def test_what_can_be_made_sense_of_is_prepared(case, bids, tmp_path, capsys):
     if case == "a constant tail":
         assert first.bold_mask["sub-01"].tolist() == [True] * 56 + [False] * 4
         assert any("4 volumes without information" in note for note in dataset.manifest.notes)
+    elif case == "a folder as labs have it":
+        assert [p.id for p in dataset.presentations] == ["ses-früh_task-movie_run-1", "ses-früh_task-movie_run-2"]
+        assert first.info.stimuli[0].file == "stimuli/film 1 für alle.mp4"
+        assert first.text_mask[film].all()
     elif case == "an empty annotation table":
         assert not first.text_mask.any()
     else:
