@@ -84,7 +84,7 @@ def test_a_killed_rank_is_replaced_in_place_and_loses_only_what_was_not_saved(no
 
 
 def test_a_rank_that_hangs_ends_with_130_and_the_stacks_of_all(node, tmp_path):
-    one = node("one", config(tmp_path, processes=2, telemetry={"hang_seconds": 8.0}))
+    one = node("one", config(tmp_path, processes=2, telemetry={"hang_seconds": 20.0}))
     one.until(lambda: one.step() >= 5)
     ranks = one.ranks()
     os.kill(ranks[1], signal.SIGSTOP)

@@ -85,7 +85,7 @@ def test_what_training_wrote_is_safe_in_every_respect(trained: Trained) -> None:
     assert report.to_json()["bytes"] == trained.manifest().size_bytes
     recorded = trained.manifest().state["validation"]
     for name, value in report.scores.items():
-        assert value == pytest.approx(recorded[name], rel=1e-5), name
+        assert value == pytest.approx(recorded[name], rel=1e-4), name  # float32, summed in another order
     ref = record(report, trained.storage)
     assert ref == trained.newest()
     assert verified_ref(trained.storage, "small") == ref

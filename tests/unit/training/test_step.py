@@ -56,7 +56,8 @@ def test_micro_batches_add_up_to_the_gradient_of_the_global_batch(dataset, monke
     )
     result = step(0, [builder.build([i]) for i in (0, 3, 4, 6)])
     for name, gradient in expected.items():
-        torch.testing.assert_close(seen[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+        rounding = 1e-5 * gradient.abs().max().item()  # of float32, in another order of additions
+        torch.testing.assert_close(seen[name], gradient, rtol=1e-4, atol=max(rounding, 1e-6), msg=name)
     assert result.terms == pytest.approx({**{n: terms[n].item() for n in TERMS}, "loss": losses.total(terms).item()})
     assert result.grad_norm == pytest.approx(norm, rel=1e-5)
     assert result.tokens == whole.audio_mask[whole.target_mask].sum() * 2
