@@ -18,11 +18,12 @@ from pathlib import Path
 from benches.common import Options, Row
 
 ROOT = Path(__file__).resolve().parent.parent
-
+sys.path.insert(0, str(ROOT))  # some parts share their ground with the tests
 BENCHES = {
     "prepare": "a film to a prepared dataset, beside ffmpeg and EnCodec",
     "loop": "training steps, beside bare PyTorch",
     "telemetry": "what metrics cost",
+    "launch": "what the launcher and its hang watch cost",
     "verify": "reading checkpoints back, beside the obvious script and beside hashing alone",
     "checkpoint": "saving and loading, beside bare requests and other writers and readers",
 }

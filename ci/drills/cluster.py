@@ -29,12 +29,34 @@ ranks = [pid for pid in parents if pid != os.getpid() and depth(pid) >= 2 and pi
 """
 """Leaves `ranks`: the processes that the zygote, a child of the launcher, has forked."""
 MEMORY = """
-import os, pathlib
-size = 1 << 28
-held = []
-while True:
-    held.append(bytearray(os.urandom(1 << 20)) * (size >> 20))
+import time
+def gone(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+for pid in ranks:
+    pathlib.Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+children = []
+while not any(map(gone, ranks)):
+    ready, filled = os.pipe()
+    child = os.fork()
+    if not child:
+        held = []
+        for _ in range(128):
+            held.append(bytearray(os.urandom(1 << 20)))
+            time.sleep(0.005)
+        os.write(filled, b"x")
+        time.sleep(600)
+    children.append(child)
+    os.close(filled)
+    os.read(ready, 1)
+    os.close(ready)
+print(time.time())
+for child in children:
+    os.kill(child, 9)
 """
+"""Eats what the pod may have, in pieces smaller than a rank, until the kernel has killed a rank; prints when."""
 
 
 @drill("cluster-rank-killed", "a rank SIGKILLed in its pod", where="cluster", goal_seconds=15.0, starts=2)
@@ -107,11 +129,11 @@ def sigterm_in_save(scene: ClusterScene) -> str:
 
 @drill("cluster-out-of-memory", "memory limit hit", where="cluster", starts=4)
 def out_of_memory(scene: ClusterScene) -> str:
-    """A process in the pod eats all that the limit allows; the kernel kills in the pod's control group."""
+    """Processes in the pod eat all that the limit allows; the kernel kills a rank, the most willing of the pod."""
     scene.both_train()
-    mark = RANKS + "\nfor pid in ranks: pathlib.Path(f'/proc/{pid}/oom_score_adj').write_text('1000')\n"
-    scene.strike(lambda: scene.kubectl("exec", scene.pod(1), "-c", "pytorch", "--", "python", "-c", mark + MEMORY,
-                                       check=False))  # fmt: skip
+    killed: list[float] = []
+    scene.strike(lambda: killed.append(float(scene.inside(1, RANKS + MEMORY))))
+    scene.struck = killed[0]
     scene.until_next_step()
     scene.until_both_again()
     return f"kernel; {scene.ends()}"

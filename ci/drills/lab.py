@@ -176,6 +176,7 @@ class ClusterScene:
         """Wait for something; its value. An API server that is away is waited for as well."""
         deadline, found = time.monotonic() + seconds, None
         while not found:
+            self._restart_controllers()
             with contextlib.suppress(AssertionError, json.JSONDecodeError, GibletError):
                 found = what()
             if not found:
@@ -183,6 +184,13 @@ class ClusterScene:
                     raise BrokenPromiseError(f"it never came about: {told}\n{self.lab.story(RELEASE)[-6000:]}")
                 time.sleep(0.5)
         return found
+
+    def _restart_controllers(self) -> None:
+        """As a kubelet does with static pods: a scheduler that finds its cache out of date ends itself."""
+        plane = self.cluster.control_plane
+        if plane.machine.daemon_pid("kube-apiserver") and not plane.machine.daemon_pid("kube-scheduler"):
+            self.notes.append("the scheduler had ended itself, and was started again")
+            plane.start_controllers()
 
     def both_train(self) -> None:
         """Two workers, a few steps beyond a commit: where every drill begins."""

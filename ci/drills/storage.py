@@ -61,7 +61,7 @@ def _behaving(scene: Scene, behaviour: Behaviour) -> None:
 def s3_gone(scene: Scene) -> str:
     """Connections are refused. A save is tried again and again, the next one waits for it."""
     _for_a_while(scene, scene.proxy.gone, scene.proxy.back)
-    return f"log: {scene.said('upload failed, trying again|checkpoint failed; training goes on')}".partition("|")[0]
+    return f"log: {scene.said('failed, trying again|checkpoint failed; training goes on')}".partition("|")[0]
 
 
 @drill("s3-slow", "S3 slow: 1 s before each answer, 50 kB/s", loses="nothing", lasts_seconds=60.0, starts=1)

@@ -16,9 +16,9 @@ import dataclasses
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
@@ -45,9 +45,10 @@ from giblet.storage import Storage, Watchable
 from giblet.telemetry.logs import get_logger
 from giblet.telemetry.metrics import Metrics
 
-UPLOAD_PAUSES_SECONDS = (2.0, 10.0, 30.0)
-"""Pauses before a shard is tried again, on top of the storage client's own tries of each request."""
+RETRY_PAUSES_SECONDS = (2.0, 10.0, 30.0)
+"""Pauses before a shard or the commit is tried again, on top of the storage client's own tries of each request."""
 log = get_logger(__name__)
+Result = TypeVar("Result")
 
 
 @dataclass(slots=True)
@@ -253,16 +254,13 @@ class CheckpointStore:
         if not job.shape.entries:
             return []
         key = job.planned.key
-        for pause in (*UPLOAD_PAUSES_SECONDS, None):
+
+        def put() -> ShardStream:
             stream = ShardStream(key, job.shape, self._buffer.bytes_of)
-            try:
-                self.storage.put(job.ref.prefix + key, stream)  # type: ignore[arg-type]
-                break
-            except StorageUnavailableError as error:
-                if pause is None:
-                    raise
-                log.warning("upload failed, trying again", key=key, error=error.message, pause_seconds=pause)
-                time.sleep(pause)
+            self.storage.put(job.ref.prefix + key, stream)  # type: ignore[arg-type]
+            return stream
+
+        stream = patiently("upload", put, key=key)
         whole = stream.object
         return [
             WriteResult(entry.index, chunk.size_bytes, WrittenChunk(whole, chunk))
@@ -277,12 +275,17 @@ class CheckpointStore:
             job.planned.metadata, results, run=self.run, step=job.ref.step, attempt=job.ref.attempt,
             start=self._start.number, world_size=self._ranks.world_size, state=job.state,
         )  # fmt: skip
-        confirm_objects(self.storage, job.ref.prefix, manifest.objects)
-        starts.check_fence(self.storage, self.run, self._start.number)
-        put_manifest(self.storage, job.ref.prefix, manifest, conditional=self._start.conditional_puts)
-        if job.best:
-            self.storage.put(layout.best_key(self.run), resume.pointer_body(job.ref))
-            self._best = job.ref
+        number, conditional = self._start.number, self._start.conditional_puts
+
+        def commit() -> None:
+            confirm_objects(self.storage, job.ref.prefix, manifest.objects)
+            starts.check_fence(self.storage, self.run, number)
+            put_manifest(self.storage, job.ref.prefix, manifest, conditional=conditional)
+            if job.best:
+                self.storage.put(layout.best_key(self.run), resume.pointer_body(job.ref))
+                self._best = job.ref
+
+        patiently("commit", commit, step=job.ref.step)
         return manifest.size_bytes
 
     def _tidy(self, newest: CheckpointRef) -> None:
@@ -314,6 +317,17 @@ class CheckpointStore:
         with torch.no_grad():
             planner.set_up_planner(dict(tensors), dcp_metadata(manifest), self._ranks.is_first)
             reader.read_data(planner.create_local_plan(), planner)
+
+
+def patiently(what: str, work: Callable[[], Result], **told: Any) -> Result:
+    """`work()`, again after each pause while the storage is not available; then its `StorageUnavailableError`."""
+    for pause in RETRY_PAUSES_SECONDS:
+        try:
+            return work()
+        except StorageUnavailableError as error:
+            log.warning(f"{what} failed, trying again", error=error.message, pause_seconds=pause, **told)
+            time.sleep(pause)
+    return work()
 
 
 def exact_copy(step: int, state: Any) -> Any:

@@ -8,7 +8,8 @@ Recognised, below the folder:
 - events: `*_events.tsv`, the nearest by the same inheritance: `onset`, `duration`, `stim_file` relative to `stimuli/`.
   Rows that show no film (`n/a`, pictures, button presses) are passed over; a duration of `n/a` means the film's own;
 - words: a table of the film's name and `.tsv` beside the film: `onset`, `duration`, `text`, on the film's clock;
-- masks: `sub-*/[ses-*/]anat/*_desc-brain_mask.nii[.gz]`, else the same under `derivatives/*/`, else
+- masks: `…_desc-brain_mask.nii[.gz]` beside `…_desc-preproc_bold.nii[.gz]` where every run has one (fMRIPrep), else
+  `sub-*/[ses-*/]anat/*_desc-brain_mask.nii[.gz]`, else the same under `derivatives/*/`, else
   `*desc-brain_mask.nii[.gz]` at the root, which is everybody's;
 - `dataset_description.json`: `Simulated: true` where the brain is made up.
 """
@@ -171,6 +172,12 @@ def read_annotations(path: Path) -> list[Annotation]:
             )
         rows.append(Annotation(float(onset), float(duration), text))
     return sorted(rows, key=lambda row: (row.onset, row.duration, row.text))
+
+
+def run_mask(bold: Path) -> Path | None:
+    """fMRIPrep's brain mask of one run, which lies beside the scan and on its grid."""
+    found = bold.with_name(bold.name.replace("_desc-preproc_bold.nii", "_desc-brain_mask.nii"))
+    return found if found != bold and found.exists() else None
 
 
 def find_masks(folder: BidsFolder, subject: str) -> list[Path]:

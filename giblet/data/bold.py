@@ -34,12 +34,17 @@ DAMAGE = (OSError, EOFError, ValueError, zlib.error)
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """A 4-D image's heading: `shape` of a volume, and how many there are."""
+    """A 4-D image's heading: `shape` of a volume, and how many there are.
+
+    `header_tr_seconds`: the time between volumes as the image has it; None where it says nothing believable (no unit,
+    or the 1 that programs write who do not know).
+    """
 
     path: Path
     shape: tuple[int, int, int]
     volumes: int
     affine: npt.NDArray[np.float64]
+    header_tr_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,13 @@ def open_scan(path: Path) -> Scan:
     kind = image.get_data_dtype()
     if kind.kind not in "iuf":
         raise DataError(f"{path} holds {kind}; BOLD is a real number a voxel", remedy="convert it to float32")
-    return Scan(path, image.shape[:3], image.shape[3], np.asarray(image.affine, np.float64))
+    return Scan(path, image.shape[:3], image.shape[3], np.asarray(image.affine, np.float64), _header_tr(image.header))
+
+
+def _header_tr(header: Any) -> float | None:
+    unit = header.get_xyzt_units()[1]
+    seconds = float(header.get_zooms()[3]) * {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}.get(unit, 0.0)
+    return seconds if 0.05 <= seconds < 60 and seconds != 1.0 else None
 
 
 def volumes(scan: Scan) -> Iterator[npt.NDArray[np.float32]]:

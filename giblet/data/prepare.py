@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from giblet.config.schema import AUDIO_FRAMES_PER_SECOND, DataConfig
 from giblet.data import bold, text
-from giblet.data.bids import annotation_file, find_masks, find_runs, read_annotations
+from giblet.data.bids import annotation_file, find_masks, find_runs, read_annotations, run_mask
 from giblet.data.grid import Layout, repeat_last, stimulus_mask
 from giblet.data.manifest import ArrayFile
 from giblet.data.plan import Plan, PlannedPresentation, make_plan
@@ -325,8 +325,8 @@ class _Preparation:
         if self.config.bold.mask is not None:
             mask = bold.BrainMask(bold.read_mask(Path(self.config.bold.mask), first), first.affine)
         else:
-            chosen = bold.choose_mask(find_masks(self.plan.bids, subject.removeprefix("sub-")), first)
-            anatomical = bold.read_mask(chosen, first) if chosen is not None else None
+            masks = [bold.read_mask(path, first) for path in self._mask_files(subject, list(scans.values()))]
+            anatomical = np.logical_and.reduce(masks) if masks else None
             mean = bold.MeanVolume(first.shape)
             for index, scan in scans.items():
                 mean.add(scan, self.plan.training_trs(index)[: scan.volumes])
@@ -340,6 +340,14 @@ class _Preparation:
         mask.save(path)
         self.workspace.record(f"mask-{subject}", {"done": True})
         return mask
+
+    def _mask_files(self, subject: str, scans: Sequence[bold.Scan]) -> list[Path]:
+        """The runs' own masks if each has one, of which the brain is what all have; else the one anatomical mask."""
+        own = [path for scan in scans if (path := run_mask(scan.path)) is not None]
+        if len(own) == len(scans):
+            return own
+        chosen = bold.choose_mask(find_masks(self.plan.bids, subject.removeprefix("sub-")), scans[0])
+        return [] if chosen is None else [chosen]
 
     def _bold_notes(self) -> list[str]:
         notes = []

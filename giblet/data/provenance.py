@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from giblet.config.schema import DataConfig
-from giblet.data.bids import BidsFolder, annotation_file, check_readable, find_masks
+from giblet.data.bids import BidsFolder, annotation_file, check_readable, find_masks, run_mask
 from giblet.data.manifest import FORMAT, InputFile
 from giblet.data.plan import check_shift
 from giblet.data.prepared import file_sha256
@@ -108,6 +108,8 @@ def _files(folder: BidsFolder, config: DataConfig) -> Iterator[tuple[str, Path]]
     if description.exists():
         yield description.name, description
     if config.bold.mask is None:
+        for own in filter(None, (run_mask(run.bold) for run in folder.runs)):
+            yield folder.relative(own), own
         for subject in folder.subjects:
             for path in find_masks(folder, subject):
                 yield folder.relative(path), path

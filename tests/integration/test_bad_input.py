@@ -123,12 +123,32 @@ def complex_scan(bids: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(np.ones((9, 8, 7, 60), np.complex64), AFFINE), path)
 
 
+def header_tr(bids: Path, value: float, unit: str) -> None:
+    for path in sorted((bids / "sub-01/func").glob("*_bold.nii.gz")):
+        image = nibabel.load(path)
+        image.header.set_xyzt_units("mm", unit)
+        image.header.set_zooms((*image.header.get_zooms()[:3], value))
+        nibabel.save(nibabel.Nifti1Image(image.get_fdata().astype(np.float32), image.affine, image.header), path)
+
+
+def fmriprep_masks(bids: Path) -> None:
+    """No anatomical mask on the scans' grid, and one beside each scan, of which one lacks a slice."""
+    change_mask(bids, (18, 16, 14), AFFINE / 2)
+    for number, path in enumerate(sorted((bids / "sub-01/func").glob("*_bold.nii.gz"))):
+        path.rename(path.with_name(path.name.replace("_bold", "_desc-preproc_bold")))
+        inside = ball()
+        inside[:, :, 3] &= bool(number)
+        image = nibabel.Nifti1Image(inside.astype(np.uint8), AFFINE)
+        nibabel.save(image, path.with_name(path.name.replace("_bold", "_desc-brain_mask")))
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a truncated film": (cut_film, "film1.mkv"),
     "a film without sound": (silent_film, "film1.mp4 has no sound"),
     "no RepetitionTime": (lambda b: sidecar(b, "task-movie_bold.json", TaskName="movie"), "RepetitionTime is missing"),
     "events past the film": (lambda b: events(b, 0, 30, "film1.mp4"), "the event lasts 30 s and the film 6"),
     "events past the scan": (lambda b: events(b, 181, 4, "film1.mp4"), "the scan lasts 180 s"),
+    "a header of another TR": (lambda b: header_tr(b, 2500, "msec"), "its header has a TR of 2.5 s, its sidecar a"),
     "NaN in the brain": (lambda b: change_scan(b, a_nan), "volume 7: 1 of"),
     "a scan that is mostly constant": (lambda b: change_scan(b, lambda d: d * (np.arange(60) < 20)), "no information"),
     "a scan of three axes": (lambda b: change_scan(b, lambda d: d[..., 0]), "BOLD has four axes"),
@@ -208,6 +228,8 @@ def as_labs_have_it(bids: Path) -> None:
 HARMLESS: dict[str, Callable[[Path], object]] = {
     "a variable frame rate": variable_rate,
     "a constant tail": constant_tail,
+    "a header that does not know its TR": lambda b: header_tr(b, 1.0, "sec"),
+    "masks as fMRIPrep has them": fmriprep_masks,
     "a folder as labs have it": as_labs_have_it,
     "an empty annotation table": lambda b: write_words(b / "stimuli/film1.mp4", []),
     "overlapping annotations": lambda b: write_words(
@@ -233,6 +255,10 @@ def test_what_can_be_made_sense_of_is_prepared(case, bids, tmp_path, capsys):
         assert [p.id for p in dataset.presentations] == ["ses-früh_task-movie_run-1", "ses-früh_task-movie_run-2"]
         assert first.info.stimuli[0].file == "stimuli/film 1 für alle.mp4"
         assert first.text_mask[film].all()
+    elif case == "masks as fMRIPrep has them":
+        inside = nibabel.load(folder / "masks/sub-01.nii.gz").get_fdata() > 0
+        assert inside[:, :, 2].any()
+        assert not inside[:, :, 3].any()
     elif case == "an empty annotation table":
         assert not first.text_mask.any()
     else:

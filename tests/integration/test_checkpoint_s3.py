@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
 from torch.distributed.checkpoint.api import CheckpointException
 
 from giblet.checkpoint import CheckpointStore, GibletStorageReader, GibletStorageWriter, open_checkpoint
 from giblet.config.schema import GibletConfig
 from giblet.errors import CheckpointError
+from giblet.storage import Storage
 from giblet.storage.embedded import EmbeddedServer
 from tests.support.faults import faults_in, flip_bit, truncate
+from tests.support.protocol_machine import ProtocolMachine
 
 pytestmark = pytest.mark.s3
 CONFIG = GibletConfig()
@@ -50,6 +56,23 @@ def test_a_writer_killed_at_any_stage_leaves_a_whole_checkpoint(s3_server: Embed
     assert {info.key.removeprefix(prefix).split("-")[0] for info in storage.list(prefix)} == {"00002"}
     assert storage.clean_unfinished(older_than_seconds=-60) >= 1, "the upload that was cut off"
     assert storage.clean_unfinished(older_than_seconds=-60) == 0
+
+
+def test_any_history_leaves_in_a_real_bucket_what_was_promised(s3_server: EmbeddedServer) -> None:
+    class RealMachine(ProtocolMachine):
+        def open(self) -> Storage:
+            return s3_server.storage("machine", uuid.uuid4().hex)
+
+    logger = logging.getLogger("giblet")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        run_state_machine_as_test(RealMachine, settings=settings(  # type: ignore[no-untyped-call]
+            max_examples=8, stateful_step_count=12, phases=[Phase.generate], deadline=None, derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ))  # fmt: skip
+    finally:
+        logger.setLevel(level)
 
 
 @pytest.mark.parametrize("fault", ["flip", "truncate manifest", "lose shard"])

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,16 +72,39 @@ class TestCluster:
 
     @contextlib.contextmanager
     def port_forward(self, namespace: str, target: str, port: int) -> Iterator[str]:
-        """The address on loopback of a port in the cluster."""
-        command = ["kubectl", f"--kubeconfig={self.state / 'kubeconfig'}", "--namespace", namespace]
-        with subprocess.Popen(
-            [*command, "port-forward", target, f":{port}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process:
-            assert process.stdout is not None
+        """The address on loopback of a port in the cluster; forwarded again when the API server was away."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            local = free.getsockname()[1]
+        command = ["kubectl", f"--kubeconfig={self.state / 'kubeconfig'}", "--namespace", namespace, "port-forward"]
+        ended = threading.Event()
+        with tempfile.TemporaryFile("w+") as said:
+
+            def begin() -> subprocess.Popen[str]:
+                return subprocess.Popen([*command, target, f"{local}:{port}"], stdout=said, stderr=said, text=True)
+
+            process = begin()
+
+            def keep() -> None:
+                nonlocal process
+                while process.wait() is not None and not ended.wait(0.5):
+                    process = begin()
+
+            keeper = threading.Thread(target=keep, daemon=True)
+            keeper.start()
             try:
-                said = process.stdout.readline()
-                found = re.search(r"127\.0\.0\.1:(\d+)", said)
-                assert found is not None, said
-                yield f"http://127.0.0.1:{found.group(1)}"
+                deadline = time.monotonic() + 60
+                while not _answers(local):
+                    assert time.monotonic() < deadline, (said.seek(0), said.read())
+                    time.sleep(0.1)
+                yield f"http://127.0.0.1:{local}"
             finally:
-                process.terminate()
+                ended.set()
+                while keeper.is_alive():
+                    process.terminate()
+                    keeper.join(0.2)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

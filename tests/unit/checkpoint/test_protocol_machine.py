@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from giblet.checkpoint import starts
+from giblet.checkpoint import CheckpointStore, starts
+from giblet.checkpoint import store as store_module
+from giblet.storage import MemoryStorage
 from tests.support.protocol_machine import ProtocolMachine
 
 SETTINGS = settings(
@@ -51,10 +54,47 @@ def trusting_reader(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("giblet.checkpoint.reader._Wanted.check", lambda *_: None)
 
 
+def manifest_before_shards(patch: pytest.MonkeyPatch) -> None:
+    """What was streamed lands only after the commit."""
+    upload, commit = CheckpointStore._upload, CheckpointStore._commit
+    later: dict[str, bytes] = {}
+
+    def keep(store: CheckpointStore, job: Any) -> Any:
+        real, aside = store.storage, MemoryStorage()
+        store.storage = aside
+        results = upload(store, job)
+        store.storage = real
+        later.update({info.key: aside.get(info.key) for info in aside.list()})
+        return results
+
+    def commit_first(store: CheckpointStore, job: Any, results: Any) -> int:
+        size = commit(store, job, results)
+        while later:
+            store.storage.put(*later.popitem())
+        return size
+
+    patch.setattr(store_module, "confirm_objects", lambda *_: None)
+    patch.setattr(CheckpointStore, "_upload", keep)
+    patch.setattr(CheckpointStore, "_commit", commit_first)
+
+
+def prune_before_commit(patch: pytest.MonkeyPatch) -> None:
+    """Room is made for what is not there yet."""
+    commit = CheckpointStore._commit
+
+    def prune_first(store: CheckpointStore, job: Any, results: Any) -> int:
+        store._tidy(job.ref)
+        return commit(store, job, results)
+
+    patch.setattr(CheckpointStore, "_commit", prune_first)
+
+
 BROKEN: list[tuple[type[RuleBasedStateMachine], Callable[[pytest.MonkeyPatch], None], str]] = [
     (ProtocolMachine, unconditional_claims, "two starts have one number"),
     (ProtocolMachine, no_fence, "took over"),
     (ProtocolMachine, trusting_reader, "other bytes than were saved"),
+    (ProtocolMachine, manifest_before_shards, "a manifest without its|went back from"),
+    (ProtocolMachine, prune_before_commit, "good one was deleted|failed without a fault"),
 ]
 
 

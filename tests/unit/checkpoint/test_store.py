@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -273,22 +274,46 @@ def test_storage_without_conditional_puts_is_named_and_works(caplog: pytest.LogC
         begun(storage, load_config_data({"run": {"seed": 8}}))
 
 
-def test_an_upload_that_fails_once_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "UPLOAD_PAUSES_SECONDS", (0.0, 0.0))
+@pytest.mark.parametrize(
+    ("request_of", "name"), [("put", ".safetensors"), ("head", ".safetensors"), ("list", ""), ("put", "MANIFEST.json")]
+)
+def test_uploads_and_commits_that_fail_twice_are_tried_again(
+    request_of: Call, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "RETRY_PAUSES_SECONDS", (0.0, 0.0))
     storage = MemoryStorage()
     store = begun(storage)
-    failures = iter([StorageUnavailableError("away"), StorageUnavailableError("still away")])
+    failures = [StorageUnavailableError("still away"), StorageUnavailableError("away")]
 
     def fail(call: Call, key: str) -> None:
-        if call == "put" and key.endswith(".safetensors") and (error := next(failures, None)) is not None:
-            raise error
+        if call == request_of and key.endswith(name) and failures:
+            raise failures.pop()
 
     storage.before = fail
     assert store.load(store.save(1, {"w": torch.ones(3)}, {"a": 1}, wait=True), {"w": torch.zeros(3)}) == {"a": 1}
+    assert not failures
+
+
+def test_a_commit_whose_answer_was_lost_is_found_to_be_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "RETRY_PAUSES_SECONDS", (0.0,))
+    storage = MemoryStorage()
+    store = begun(storage)
+    put, lost = storage.put, []
+
+    def put_and_lose(key: str, *arguments: Any, **options: Any) -> None:
+        put(key, *arguments, **options)
+        if key.endswith("MANIFEST.json") and not lost:
+            lost.append(key)
+            raise StorageUnavailableError("no answer")
+
+    monkeypatch.setattr(storage, "put", put_and_lose)
+    ref = store.save(1, {"w": torch.ones(3)}, wait=True)
+    assert lost == [ref.manifest_key]
+    assert store.last_committed == ref
 
 
 def test_a_failed_save_is_counted_and_training_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "UPLOAD_PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr(store_module, "RETRY_PAUSES_SECONDS", (0.0,))
     storage, metrics = MemoryStorage(), Metrics("run")
     store = CheckpointStore(storage, "run", CONFIG.checkpoint, metrics)
     store.begin(CONFIG)
