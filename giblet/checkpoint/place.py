@@ -41,3 +41,22 @@ class Place:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.location, self.prefix, self.config = state
         self._opened = None
+
+
+class AtPlace:
+    """What DCP's readers and writers of one place share; they set `_place`."""
+
+    _place: Place
+
+    @property
+    def checkpoint_id(self) -> str:
+        """Where it reads from or writes to, for DCP's log."""
+        return self._place.url
+
+    @property
+    def _storage(self) -> Storage:
+        return self._place.storage
+
+    @property
+    def _prefix(self) -> str:
+        return self._place.prefix

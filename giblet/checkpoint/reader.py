@@ -35,7 +35,7 @@ from torch.futures import Future
 from giblet.checkpoint.dtypes import ITEM_BYTES, torch_dtype
 from giblet.checkpoint.manifest import Chunk, Manifest, TensorRecord, crc_text
 from giblet.checkpoint.opened import read_manifest
-from giblet.checkpoint.place import Place
+from giblet.checkpoint.place import AtPlace, Place
 from giblet.config.schema import CheckpointConfig
 from giblet.errors import CheckpointError
 from giblet.storage import Storage, get_into
@@ -45,7 +45,7 @@ REQUEST_BYTES = 32 << 20
 THREADS = 4
 
 
-class GibletStorageReader(StorageReader):
+class GibletStorageReader(AtPlace, StorageReader):
     """Reads the checkpoint at `location`: an address, or a store together with `prefix`."""
 
     def __init__(
@@ -58,19 +58,6 @@ class GibletStorageReader(StorageReader):
     ) -> None:
         self._place = Place(location, prefix, config)
         self._manifest = manifest
-
-    @property
-    def checkpoint_id(self) -> str:
-        """Where it reads from, for DCP's log."""
-        return self._place.url
-
-    @property
-    def _storage(self) -> Storage:
-        return self._place.storage
-
-    @property
-    def _prefix(self) -> str:
-        return self._place.prefix
 
     @property
     def manifest(self) -> Manifest:

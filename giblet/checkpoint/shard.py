@@ -25,6 +25,9 @@ from giblet.storage.crc import CRC32C, crc32c, join
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+ALIGNMENT = 64
+"""Where the tensors begin in the file, a multiple of a cache line: copies to other places take a third longer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -76,7 +79,7 @@ def lay_out(items: Iterable[WriteItem]) -> Layout:
         spans.append((begin, end))
         table[name] = {"dtype": dtype, "shape": shape, "data_offsets": (begin, end)}
     text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     header = len(text).to_bytes(8, "little") + text
     entries = tuple(
         Entry(*fields, begin + len(header), stop + len(header))

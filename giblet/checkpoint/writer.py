@@ -23,7 +23,7 @@ import giblet
 from giblet.checkpoint import exact_json, layout
 from giblet.checkpoint.dtypes import dtype_name
 from giblet.checkpoint.manifest import Chunk, Manifest, ObjectRecord, TensorRecord
-from giblet.checkpoint.place import Place
+from giblet.checkpoint.place import AtPlace, Place
 from giblet.checkpoint.shard import ShardStream, lay_out, tensor_bytes
 from giblet.config.schema import CheckpointConfig
 from giblet.errors import CheckpointError
@@ -46,7 +46,7 @@ class WrittenValue:
     value: Any
 
 
-class GibletStorageWriter(StorageWriter):
+class GibletStorageWriter(AtPlace, StorageWriter):
     """Writes one checkpoint to the folder at `location`: an address, or a store together with `prefix`.
 
     What is not a tensor must be made of numbers, strings, bytes, lists, tuples and dictionaries. `state` goes into the
@@ -65,19 +65,6 @@ class GibletStorageWriter(StorageWriter):
     ) -> None:
         self._state, self._step = state, step
         self._place = Place(location, prefix, config)
-
-    @property
-    def checkpoint_id(self) -> str:
-        """Where it writes to, for DCP's log."""
-        return self._place.url
-
-    @property
-    def _storage(self) -> Storage:
-        return self._place.storage
-
-    @property
-    def _prefix(self) -> str:
-        return self._place.prefix
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """DCP's hook: a new address to write to."""

@@ -9,9 +9,11 @@ result is the same bytes. Memory does not grow with the films.
 
 from __future__ import annotations
 
+import os
+import queue
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +47,8 @@ PIECE_SECONDS = 60
 
 AUDIO_WORK, VOLUME_WORK = 1.0, 0.05
 """Work of a second of sound and of a volume of BOLD, beside that of a second of pictures: for the estimate only."""
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 log = get_logger(__name__)
 Array = npt.NDArray[Any]
@@ -86,6 +90,7 @@ class _Preparation:
         self._bar: Bar | None = None
         self._text_dimension = 0
         self._audio_processor: AudioProcessor | None = None
+        self._audio_threads, self._torch_threads = 1, 0
         self._importing = threading.Lock()
         """Held while a thread imports: two threads in one package's circular imports see half of a module."""
 
@@ -98,11 +103,16 @@ class _Preparation:
         seconds = sum(float(film.duration) for film in plan.films.values())
         scanned = sum(p.grid.trs for p in plan.presentations for _ in p.scans)
         films = list(enumerate(plan.films))
+        waiting: queue.SimpleQueue[tuple[int, Path]] = queue.SimpleQueue()
+        for film in films:
+            waiting.put(film)
+        listeners = min(len(films), CORES)
+        self._audio_threads = max(CORES // listeners, 1)
         with progress("prepare", total=seconds * (1 + AUDIO_WORK) + scanned * VOLUME_WORK, unit="s") as self._bar:
             self._in_parallel(
                 [
+                    *[lambda: self._each(self._audio, _taken(waiting))] * listeners,
                     lambda: self._each(self._video, films),
-                    lambda: self._each(self._audio, films),
                     self._bold_and_text,
                 ]
             )
@@ -136,6 +146,10 @@ class _Preparation:
             finally:
                 if not all(future.done() and future.exception() is None for future in futures):
                     self._stop.set()
+        if self._torch_threads:
+            import torch
+
+            torch.set_num_threads(self._torch_threads)
         failures = [error for future in futures if (error := future.exception()) is not None]
         for error in failures:
             if not isinstance(error, _StoppedElsewhereError):
@@ -213,7 +227,8 @@ class _Preparation:
         piece = max(round(PIECE_SECONDS / step), 1)
         size = self.config.video
         pictures = sample_pictures(
-            film, frame_skip=size.frame_skip, first=k, stop=stop, height=size.height, width=size.width
+            film, frame_skip=size.frame_skip, first=k, stop=stop, height=size.height, width=size.width,
+            threads=max(CORES // 2, 1),
         ) if k < stop else ()  # fmt: skip
         for k, picture in pictures:
             for array, placement in targets:
@@ -228,9 +243,14 @@ class _Preparation:
     def _audio(self, number: int, path: Path) -> None:
         """A film's sound as codes, into every presentation that shows it, recorded after each window."""
         with self._importing:
+            import torch
+
             from giblet.data.audio import Past
 
             processor = self._processor()
+            if not self._torch_threads:
+                self._torch_threads = torch.get_num_threads()
+        torch.set_num_threads(self._audio_threads)  # of this thread, and of threads that begin later
         film, record = self.plan.films[path], self.workspace.scratch(f"audio-{number:03d}.safetensors")
         frames = film_frames(film)
         past = Past.load(record) if record.exists() else Past()
@@ -373,6 +393,15 @@ class _Preparation:
 
 class _StoppedElsewhereError(Exception):
     """Another part failed; its error is the one to report."""
+
+
+def _taken(waiting: queue.SimpleQueue[tuple[int, Path]]) -> Iterator[tuple[int, Path]]:
+    """What a thread takes, one after the other, until there is nothing left."""
+    while True:
+        try:
+            yield waiting.get_nowait()
+        except queue.Empty:
+            return
 
 
 def _video_layout(presentation: PlannedPresentation) -> Layout:

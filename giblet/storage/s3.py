@@ -64,6 +64,7 @@ class S3Storage:
         self._options: dict[str, Any] = {"ServerSideEncryption": encryption} if encryption else {}
         self._attempts = client.meta.config.retries.get("total_max_attempts", 1)  # type: ignore[attr-defined]
         self._bucket_exists = threading.Event()
+        self._buffers: list[bytearray] = []
 
     @classmethod
     def open(cls, url: str, config: CheckpointConfig, *, credentials: dict[str, str] | None = None) -> S3Storage:
@@ -104,7 +105,7 @@ class S3Storage:
         """See `Storage.put`. Beyond `PART_BYTES` it is a multipart upload, aborted on any error."""
         name = self.prefix + checked_key(key)
         condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {}
-        body_parts = Parts(body)
+        body_parts = Parts(body, self._buffers)
         parts = iter(body_parts)
         first, second = next(parts), next(parts, None)
         with self._translated("write", key, conditional=if_absent):

@@ -35,11 +35,12 @@ def checksum(data: Part) -> str:
 class Parts:
     """A body in pieces of `PART_BYTES`, the last one shorter; an empty body is one empty piece.
 
-    A stream is read into buffers that are used again once they are given back: fresh memory costs more than the copy.
+    A stream is read into buffers that are used again once they are given back, by later bodies too (`free`): fresh
+    memory costs more than the copy, and holds Python's lock while it is cleared.
     """
 
-    def __init__(self, body: bytes | memoryview | BinaryIO) -> None:
-        self._free: list[bytearray] = []
+    def __init__(self, body: bytes | memoryview | BinaryIO, free: list[bytearray]) -> None:
+        self._free = free
         self._pieces: Iterator[Part]
         if isinstance(body, bytes | bytearray | memoryview):
             self._pieces = self._views(memoryview(body))
@@ -51,7 +52,7 @@ class Parts:
 
     def give_back(self, part: Part) -> None:
         """`part` has been sent."""
-        if isinstance(part, bytearray) and len(part) == PART_BYTES:
+        if isinstance(part, bytearray) and len(part) == PART_BYTES and len(self._free) <= PARTS_IN_FLIGHT:
             self._free.append(part)
 
     def _views(self, view: memoryview) -> Iterator[bytes]:
@@ -60,11 +61,16 @@ class Parts:
 
     def _read(self, body: BinaryIO) -> Iterator[Part]:
         for number in itertools.count():
-            buffer = self._free.pop() if self._free else bytearray(PART_BYTES)
+            try:
+                buffer = self._free.pop()
+            except IndexError:
+                buffer = bytearray(PART_BYTES)
             size = fill(memoryview(buffer), body)
             if size < PART_BYTES:
+                last = bytes(memoryview(buffer)[:size])
+                self.give_back(buffer)
                 if size or not number:
-                    yield bytes(memoryview(buffer)[:size])
+                    yield last
                 return
             yield buffer
 

@@ -43,6 +43,19 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def test_cores_do_not_change_a_byte_and_torch_keeps_its_threads(bids, dataset, tmp_path, monkeypatch):
+    import torch
+
+    before = torch.get_num_threads()
+    for cores in (1, 4):
+        monkeypatch.setattr("giblet.data.prepare.CORES", cores)
+        again = prepare(tiny_config(bids, tmp_path / str(cores)))
+        assert {name: digest for name, digest in _hashes(again.path).items() if name.endswith(".npy")} == {
+            name: digest for name, digest in _hashes(dataset.path).items() if name.endswith(".npy")
+        }
+    assert torch.get_num_threads() == before
+
+
 def test_frames_are_where_the_clock_says(dataset):
     first = dataset.presentations[0]
     assert dataset.manifest.dimensions.video_frames == 12
