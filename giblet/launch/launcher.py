@@ -38,7 +38,7 @@ from giblet.training.ranks import Place, Ranks
 from giblet.training.zygote import Zygote
 
 LOOK_SECONDS = 0.25
-"""Between two looks at ranks, peers and signals: often enough for every fault, and less than 0.5 % of the ranks' work."""
+"""Between two looks at ranks, peers and signals: soon enough for every fault, at less than 0.5 % of the ranks' work."""
 ECHO_SECONDS = 6.0
 """How long a node that only saw a connection break waits for another one to say why."""
 log = get_logger(__name__)
