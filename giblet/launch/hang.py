@@ -18,7 +18,7 @@ from giblet.telemetry.logs import get_logger
 from giblet.training.heartbeat import Beat
 from giblet.training.ranks import Ranks
 
-STACKS_SECONDS = 2.0
+STACKS_SECONDS = 5.0
 """How long ranks may take to print their stacks."""
 STALL_SECONDS = 5.0
 """The launcher looks many times a second; a longer gap means that it was stopped itself."""

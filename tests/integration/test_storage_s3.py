@@ -146,6 +146,19 @@ def test_a_stream_put_is_bounded_in_memory(s3_server: EmbeddedServer) -> None:
     assert body.largest_read <= 32 << 20
 
 
+def test_buffers_are_used_again_and_nothing_of_an_earlier_body_is_sent(s3_server: EmbeddedServer) -> None:
+    store = s3_server.storage("again")
+    store.put("first", io.BytesIO(b"1" * (100 << 20)))
+    kept = {id(buffer) for buffer in store._buffers}
+    second = bytes(range(256)) * (41 << 12) + b"end"
+    store.put("second", io.BytesIO(second))
+    store.put("small", io.BytesIO(b"3"))
+    assert store.get("second") == second
+    assert store.get("small") == b"3"
+    assert {id(buffer) for buffer in store._buffers} == kept
+    assert 1 <= len(kept) <= 3
+
+
 class _CountingBody(io.RawIOBase):
     def __init__(self, size: int) -> None:
         self._left, self.largest_read = size, 0
