@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from benches.common import Options, Row, row
+from giblet.config.schema import GibletConfig
 from giblet.training.heartbeat import Heartbeat
 from tests.support.nodes import Node, Rendezvous
 from tests.support.prepared import make_prepared
@@ -51,7 +52,7 @@ def rows(options: Options) -> list[Row]:
     ]  # fmt: skip
 
 
-def _config(folder: Path):  # type: ignore[no-untyped-def]
+def _config(folder: Path) -> GibletConfig:
     return small_config(
         run={"name": "bench"},
         model={"encoder_hidden": [512, 512], "decoder_hidden": [512, 512, 512, 512]},

@@ -106,8 +106,8 @@ class BoldConfig(Section):
     )
     mask: str | None = Field(
         None,
-        description="Path of a brain mask for all subjects. None: the data set's anatomical mask where it has one, "
-        "intersected with an EPI mask computed from training runs.",
+        description="Path of a brain mask for all subjects. None: the masks beside the scans where every run has one "
+        "(fMRIPrep), else the data set's anatomical mask if any, intersected with an EPI mask of training runs.",
     )
     shift_trs: int = Field(
         0,

@@ -80,7 +80,10 @@ def open_scan(path: Path) -> Scan:
 
 
 def _header_tr(header: Any) -> float | None:
-    unit = header.get_xyzt_units()[1]
+    try:
+        unit = header.get_xyzt_units()[1]
+    except KeyError:  # a code that NIfTI does not know
+        return None
     seconds = float(header.get_zooms()[3]) * {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}.get(unit, 0.0)
     return seconds if 0.05 <= seconds < 60 and seconds != 1.0 else None
 

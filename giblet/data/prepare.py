@@ -9,11 +9,9 @@ result is the same bytes. Memory does not grow with the films.
 
 from __future__ import annotations
 
-import os
-import queue
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +33,7 @@ from giblet.data.transfer import fetch, is_published
 from giblet.data.video import sample_pictures
 from giblet.data.workspace import Workspace, flush, full_disk_is_an_error_of_ours
 from giblet.errors import ConfigError, DataError, OutOfSpaceError
+from giblet.processors import usable_processors
 from giblet.storage import Storage
 from giblet.telemetry.logs import get_logger
 from giblet.telemetry.progress import Bar, progress
@@ -48,7 +47,11 @@ PIECE_SECONDS = 60
 AUDIO_WORK, VOLUME_WORK = 1.0, 0.05
 """Work of a second of sound and of a volume of BOLD, beside that of a second of pictures: for the estimate only."""
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+MOST_LISTENERS = 4
+"""Films heard at once: each has the codec's activations in memory."""
+
+MOST_DECODERS = 16
+"""Threads of one film's decoder; FFmpeg advises against more."""
 
 log = get_logger(__name__)
 Array = npt.NDArray[Any]
@@ -90,7 +93,10 @@ class _Preparation:
         self._bar: Bar | None = None
         self._text_dimension = 0
         self._audio_processor: AudioProcessor | None = None
-        self._audio_threads, self._torch_threads = 1, 0
+        self._processors = usable_processors()
+        self._audio_threads = 1
+        self._torch_threads = 0
+        """As many as torch had before a listener changed that; 0 until then."""
         self._importing = threading.Lock()
         """Held while a thread imports: two threads in one package's circular imports see half of a module."""
 
@@ -103,19 +109,23 @@ class _Preparation:
         seconds = sum(float(film.duration) for film in plan.films.values())
         scanned = sum(p.grid.trs for p in plan.presentations for _ in p.scans)
         films = list(enumerate(plan.films))
-        waiting: queue.SimpleQueue[tuple[int, Path]] = queue.SimpleQueue()
-        for film in films:
-            waiting.put(film)
-        listeners = min(len(films), CORES)
-        self._audio_threads = max(CORES // listeners, 1)
+        unheard = iter(films)  # a list's iterator gives each item to one thread
+        listeners = min(len(films), self._processors, MOST_LISTENERS)
+        self._audio_threads = max(self._processors // listeners, 1)
         with progress("prepare", total=seconds * (1 + AUDIO_WORK) + scanned * VOLUME_WORK, unit="s") as self._bar:
-            self._in_parallel(
-                [
-                    *[lambda: self._each(self._audio, _taken(waiting))] * listeners,
-                    lambda: self._each(self._video, films),
-                    self._bold_and_text,
-                ]
-            )
+            try:
+                self._in_parallel(
+                    [
+                        *[lambda: self._each(self._audio, unheard)] * listeners,
+                        lambda: self._each(self._video, films),
+                        self._bold_and_text,
+                    ]
+                )
+            finally:
+                if self._torch_threads:
+                    import torch
+
+                    torch.set_num_threads(self._torch_threads)
         log.info("statistics and hashes")
         self._fill_and_mask()
         manifest = build_manifest(
@@ -146,10 +156,6 @@ class _Preparation:
             finally:
                 if not all(future.done() and future.exception() is None for future in futures):
                     self._stop.set()
-        if self._torch_threads:
-            import torch
-
-            torch.set_num_threads(self._torch_threads)
         failures = [error for future in futures if (error := future.exception()) is not None]
         for error in failures:
             if not isinstance(error, _StoppedElsewhereError):
@@ -228,7 +234,7 @@ class _Preparation:
         size = self.config.video
         pictures = sample_pictures(
             film, frame_skip=size.frame_skip, first=k, stop=stop, height=size.height, width=size.width,
-            threads=max(CORES // 2, 1),
+            threads=min(max(self._processors // 2, 1), MOST_DECODERS),
         ) if k < stop else ()  # fmt: skip
         for k, picture in pictures:
             for array, placement in targets:
@@ -393,15 +399,6 @@ class _Preparation:
 
 class _StoppedElsewhereError(Exception):
     """Another part failed; its error is the one to report."""
-
-
-def _taken(waiting: queue.SimpleQueue[tuple[int, Path]]) -> Iterator[tuple[int, Path]]:
-    """What a thread takes, one after the other, until there is nothing left."""
-    while True:
-        try:
-            yield waiting.get_nowait()
-        except queue.Empty:
-            return
 
 
 def _video_layout(presentation: PlannedPresentation) -> Layout:

@@ -21,6 +21,7 @@ from giblet.config.schema import GibletConfig, TrainingConfig
 from giblet.errors import ConfigError
 from giblet.models import MultimodalAutoencoder
 from giblet.models.initialise import initialise
+from giblet.processors import usable_processors
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def join_world(config: GibletConfig) -> Iterator[World]:
         torch.cuda.set_device(device)
     elif size > 1:
         # torchrun sets one thread a process unless it is told otherwise; a lone process keeps torch's own choice.
-        torch.set_num_threads(max(1, _cores() // _environment("LOCAL_WORLD_SIZE", size)))
+        torch.set_num_threads(max(1, usable_processors() // _environment("LOCAL_WORLD_SIZE", size)))
     if size > 1:
         if device.type == "cuda":
             dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
@@ -99,11 +100,6 @@ def check_world_size(size: int, settings: TrainingConfig) -> None:
             f"{settings.micro_batch_samples})",
             remedy="use fewer ranks, or raise training.global_batch_samples, or lower training.micro_batch_samples",
         )
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import torch
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK_BYTES = 512 * 1024
-"""Bytes measured at once: with its scratch it stays in a core's second-level cache."""
+"""Bytes measured at once: about a core's second-level cache; with fewer, Python between the passes counts for more."""
 
 BLOCK_ELEMENTS = BLOCK_BYTES // 4
 """Elements of a block of narrow numbers, which are widened to float32."""

@@ -7,7 +7,6 @@ the results are joined in order. Memory is a few spans whatever the size of the 
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from giblet.errors import CheckpointError
+from giblet.processors import usable_processors
 from giblet.storage.base import Storage
 from giblet.storage.crc import join
 from giblet.telemetry.progress import Bar
@@ -180,8 +180,7 @@ class _Crew:
         self._own = threading.local()
         self._readers: list[Reader] = []
         self._counted: list[dict[str, Distribution]] = []
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-        self.threads = max(2, min(cores, 8)) if Reader(storage, 0).local else REMOTE_READS
+        self.threads = max(2, min(usable_processors(), 8)) if Reader(storage, 0).local else REMOTE_READS
 
     def close(self) -> None:
         """Close every thread's file."""

@@ -5,6 +5,7 @@ What each fault is called and where it is found has its unit tests; this is what
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -131,6 +132,14 @@ def header_tr(bids: Path, value: float, unit: str) -> None:
         nibabel.save(nibabel.Nifti1Image(image.get_fdata().astype(np.float32), image.affine, image.header), path)
 
 
+def unknown_unit(bids: Path) -> None:
+    """56 of the eight bits' time part, written into the file itself."""
+    path = bids / f"{RUN_1}_bold.nii.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[123] = 2 + 56
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
 def fmriprep_masks(bids: Path) -> None:
     """No anatomical mask on the scans' grid, and one beside each scan, of which one lacks a slice."""
     change_mask(bids, (18, 16, 14), AFFINE / 2)
@@ -229,6 +238,7 @@ HARMLESS: dict[str, Callable[[Path], object]] = {
     "a variable frame rate": variable_rate,
     "a constant tail": constant_tail,
     "a header that does not know its TR": lambda b: header_tr(b, 1.0, "sec"),
+    "a header with a unit that NIfTI does not know": unknown_unit,
     "masks as fMRIPrep has them": fmriprep_masks,
     "a folder as labs have it": as_labs_have_it,
     "an empty annotation table": lambda b: write_words(b / "stimuli/film1.mp4", []),

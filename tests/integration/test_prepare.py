@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -46,14 +47,18 @@ def _hashes(folder: Path) -> dict[str, str]:
 def test_cores_do_not_change_a_byte_and_torch_keeps_its_threads(bids, dataset, tmp_path, monkeypatch):
     import torch
 
-    before = torch.get_num_threads()
+    def of_a_new_thread() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    before = torch.get_num_threads(), of_a_new_thread()
     for cores in (1, 4):
-        monkeypatch.setattr("giblet.data.prepare.CORES", cores)
+        monkeypatch.setattr("giblet.data.prepare.usable_processors", lambda cores=cores: cores)
         again = prepare(tiny_config(bids, tmp_path / str(cores)))
         assert {name: digest for name, digest in _hashes(again.path).items() if name.endswith(".npy")} == {
             name: digest for name, digest in _hashes(dataset.path).items() if name.endswith(".npy")
         }
-    assert torch.get_num_threads() == before
+        assert (torch.get_num_threads(), of_a_new_thread()) == before
 
 
 def test_frames_are_where_the_clock_says(dataset):
