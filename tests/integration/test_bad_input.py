@@ -269,6 +269,8 @@ def test_what_can_be_made_sense_of_is_prepared(case, bids, tmp_path, capsys):
         inside = nibabel.load(folder / "masks/sub-01.nii.gz").get_fdata() > 0
         assert inside[:, :, 2].any()
         assert not inside[:, :, 3].any()
+        hashed = {entry.path for entry in dataset.manifest.provenance.inputs}
+        assert {f"{RUN_1}_desc-brain_mask.nii.gz", f"{RUN_1.replace('run-1', 'run-2')}_desc-brain_mask.nii.gz"} <= hashed
     elif case == "an empty annotation table":
         assert not first.text_mask.any()
     else:
