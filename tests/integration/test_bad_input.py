@@ -270,7 +270,7 @@ def test_what_can_be_made_sense_of_is_prepared(case, bids, tmp_path, capsys):
         assert inside[:, :, 2].any()
         assert not inside[:, :, 3].any()
         hashed = {entry.path for entry in dataset.manifest.provenance.inputs}
-        assert {f"{RUN_1}_desc-brain_mask.nii.gz", f"{RUN_1.replace('run-1', 'run-2')}_desc-brain_mask.nii.gz"} <= hashed
+        assert {f"{stem}_desc-brain_mask.nii.gz" for stem in (RUN_1, RUN_1.replace("run-1", "run-2"))} <= hashed
     elif case == "an empty annotation table":
         assert not first.text_mask.any()
     else:
