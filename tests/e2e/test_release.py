@@ -7,10 +7,12 @@ can live side by side in one namespace is installed at once: on two cores a rele
 from __future__ import annotations
 
 import json
+import subprocess
 import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +28,10 @@ PROD = "configs/prod.yaml"
 ELASTIC = "configs/elastic.yaml"
 CPU = "configs/cpu-smoke.yaml"
 RUN = f"production-{uuid.uuid4().hex[:6]}"
-PRODUCTION = {"config__run__name": RUN, "config__training__sharding": "fsdp"}
+SIGNING = f"signing-{uuid.uuid4().hex[:6]}"
+PRODUCTION = {
+    "config__run__name": RUN, "config__training__sharding": "fsdp", "verify__signing__existingSecret": SIGNING,
+}  # fmt: skip
 UNVERIFIED = {"verify__enabled": "false"}
 WAITING = f"too-large-{uuid.uuid4().hex[:6]}"
 TOO_LARGE = {
@@ -35,7 +40,20 @@ TOO_LARGE = {
 
 
 @pytest.fixture(scope="module")
-def notes(lab: Lab) -> Iterator[Mapping[str, str]]:
+def public_key(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A signing key as docs/verification.md makes one, in a secret; what is left on this side is its public half."""
+    folder = tmp_path_factory.mktemp("keys")
+    private, public = folder / "signing.pem", folder / "signing.pub"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", private], check=True)
+    subprocess.run(["openssl", "pkey", "-in", private, "-pubout", "-out", public], check=True)
+    lab.cluster.kubectl("-n", NAMESPACE, "create", "secret", "generic", SIGNING, f"--from-file={private}")
+    private.unlink()
+    yield public
+    lab.cluster.kubectl("-n", NAMESPACE, "delete", "secret", SIGNING)
+
+
+@pytest.fixture(scope="module")
+def notes(lab: Lab, public_key: Path) -> Iterator[Mapping[str, str]]:
     """What `helm install` printed of each release of the namespace, by its name."""
     nothing = lab.dataset.rsplit("/", 1)[0] + "/" + "0" * 64
     releases: dict[str, tuple[str, Mapping[str, object]]] = {
@@ -91,6 +109,21 @@ def test_what_was_committed_last_was_read_back_and_accepted(lab: Lab, production
     assert accepted.step == max(lab.committed_steps(RUN))
     events = lab.get("events", "--field-selector", f"involvedObject.name={production},involvedObject.kind=PyTorchJob")
     assert any("SAFE" in event["message"] for event in events["items"]), events
+
+
+def test_what_the_verification_pod_accepted_it_signed(
+    lab: Lab, production: str, public_key: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its user is none of the image's, and the key's file belongs to root: the pod's group may read it."""
+    until(lambda: lab.verified(production), "the verification Job ends")
+    accepted = newest_accepted(lab.storage, RUN)
+    assert accepted is not None
+    assert isinstance(lab.storage, S3Storage)
+    command = ["verify", f"{BUCKET}/{accepted.prefix}", f"--set=checkpoint.endpoint_url={lab.storage.endpoint_url}"]
+    capsys.readouterr()
+    assert main([*command, "--no-restore", "--json", "--public-key", str(public_key)]) == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["signed"]["status"] == "passed", checks["signed"]
 
 
 def test_the_logs_of_each_pod_make_sense_to_a_person(lab: Lab, production: str) -> None:
