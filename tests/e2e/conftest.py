@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -20,6 +21,8 @@ from tests.support.lab import BUCKET, Lab, storage_of
 from localcluster.local import LocalCluster, cannot_run_here
 from localcluster.settings import Paths
 
+SAID = "said.txt"
+
 
 def skip_unless_a_cluster_can_be_built(state: Path) -> None:
     """Skip with the reason; in CI the programs are built before, so that only a machine that cannot at all skips."""
@@ -32,14 +35,23 @@ def skip_unless_a_cluster_can_be_built(state: Path) -> None:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of `ci/demo.py --quick`, and what it said. GIBLET_E2E_DEMO names one that ran already."""
+    """The folder of `ci/demo.py --quick`, and what it said. GIBLET_E2E_DEMO names one that ran already.
+
+    Several processes that share the tests share the demo: one runs it, and the others wait.
+    """
     if there := os.environ.get("GIBLET_E2E_DEMO"):
-        return Path(there), (Path(there) / "said.txt").read_text()
-    folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "ci/demo.py", "--quick", "--folder", str(folder)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-6000:]
-    return folder, done.stderr
+        return Path(there), (Path(there) / SAID).read_text()
+    ours = tmp_path_factory.getbasetemp()
+    folder = (ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours) / "demo"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / SAID).exists():
+            command = [sys.executable, "ci/demo.py", "--quick", "--folder", str(folder)]
+            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[-6000:]
+            (folder / SAID).write_text(done.stderr)
+    return folder, (folder / SAID).read_text()
 
 
 @pytest.fixture(scope="session")
