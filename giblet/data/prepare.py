@@ -20,19 +20,20 @@ import numpy as np
 import numpy.typing as npt
 
 from giblet.config.schema import AUDIO_FRAMES_PER_SECOND, DataConfig
-from giblet.data import bold, text
-from giblet.data.bids import annotation_file, find_masks, find_runs, read_annotations, run_mask
+from giblet.data import text
+from giblet.data.bids import annotation_file, find_runs, read_annotations
 from giblet.data.grid import Layout, repeat_last, stimulus_mask
 from giblet.data.manifest import ArrayFile
 from giblet.data.plan import Plan, PlannedPresentation, make_plan
 from giblet.data.prepared import PreparedDataset, file_sha256
 from giblet.data.provenance import Inputs, gather_inputs
 from giblet.data.report import array_name, build_manifest
+from giblet.data.scans import Scans
 from giblet.data.sound import film_frames, film_sound
 from giblet.data.transfer import fetch, is_published
 from giblet.data.video import sample_pictures
 from giblet.data.workspace import Workspace, flush, full_disk_is_an_error_of_ours
-from giblet.errors import ConfigError, DataError, OutOfSpaceError
+from giblet.errors import ConfigError, OutOfSpaceError
 from giblet.processors import usable_processors
 from giblet.storage import Storage
 from giblet.telemetry.logs import get_logger
@@ -91,6 +92,7 @@ class _Preparation:
         self._stop = threading.Event()
         self._bar_lock = threading.Lock()
         self._bar: Bar | None = None
+        self._scans = Scans(plan, config.bold, workspace)
         self._text_dimension = 0
         self._audio_processor: AudioProcessor | None = None
         self._processors = usable_processors()
@@ -136,7 +138,7 @@ class _Preparation:
             self._text_dimension,
             entry=self._entry,
             load=lambda name: np.load(workspace.folder / f"{name}.npy", mmap_mode="r"),
-            notes=self._bold_notes(),
+            notes=self._scans.notes(),
         )
         log.info("prepared", dataset=workspace.finish(manifest))
 
@@ -287,7 +289,8 @@ class _Preparation:
     def _bold_and_text(self) -> None:
         with self._importing:
             import nilearn.masking  # noqa: F401 (what `bold` needs of it)
-        self._each(self._bold, [(subject,) for subject in self._subjects()])
+        for subject in self._subjects():
+            self._scans.write(subject, lambda volumes: self._advance(volumes * VOLUME_WORK))
         self._text()
 
     def _text(self) -> None:
@@ -318,71 +321,6 @@ class _Preparation:
             arrays[0][:], arrays[1][:] = values, mask
             flush(*arrays)
         self.workspace.record("text", {"dimension": self._text_dimension})
-
-    def _bold(self, subject: str) -> None:
-        """A subject's mask and BOLD."""
-        mask = self._mask(subject)
-        for index, presentation in enumerate(self.plan.presentations):
-            if subject not in presentation.scans:
-                continue
-            part, scan = f"bold-{subject}-{index:03d}", presentation.scans[subject].scan
-            if not self.workspace.state(part).get("done"):
-                trs = presentation.grid.trs
-                values = self.workspace.array(array_name(index, f"bold-{subject}"), (trs, mask.voxels), "float32")
-                counted = self.workspace.array(array_name(index, f"bold_mask-{subject}"), (trs,), "bool")
-                usable = bold.extract(scan, mask, values)
-                if not usable.all():
-                    log.warning("volumes without information are masked", scan=scan.path, volumes=int((~usable).sum()))
-                training = self.plan.training_trs(index)[: scan.volumes]
-                bold.clean(values[: scan.volumes], usable, training, float(self.plan.tr), self.config.bold)
-                counted[: scan.volumes] = usable
-                flush(values, counted)
-                self.workspace.record(part, {"done": True, "masked_volumes": int((~usable).sum())})
-            self._advance(presentation.grid.trs * VOLUME_WORK)
-
-    def _mask(self, subject: str) -> bold.BrainMask:
-        """The subject's brain mask, from training TRs, saved with its affine."""
-        scans = {i: p.scans[subject].scan for i, p in enumerate(self.plan.presentations) if subject in p.scans}
-        bold.check_same_grid(list(scans.values()))
-        first = next(iter(scans.values()))
-        path = self.workspace.folder / "masks" / f"{subject}.nii.gz"
-        if self.workspace.state(f"mask-{subject}").get("done"):
-            return bold.BrainMask(bold.read_mask(path, first), first.affine)
-        if self.config.bold.mask is not None:
-            mask = bold.BrainMask(bold.read_mask(Path(self.config.bold.mask), first), first.affine)
-        else:
-            masks = [bold.read_mask(path, first) for path in self._mask_files(subject, list(scans.values()))]
-            anatomical = np.logical_and.reduce(masks) if masks else None
-            mean = bold.MeanVolume(first.shape)
-            for index, scan in scans.items():
-                mean.add(scan, self.plan.training_trs(index)[: scan.volumes])
-            if not mean.count:
-                raise DataError(
-                    f"{subject} has no training TRs, so no mask can be made of them",
-                    remedy="name other runs in data.split.test_runs, or leave this subject out of data.subjects",
-                )
-            mask = bold.brain_mask(mean.mean(), first.affine, anatomical)
-        path.parent.mkdir(exist_ok=True)
-        mask.save(path)
-        self.workspace.record(f"mask-{subject}", {"done": True})
-        return mask
-
-    def _mask_files(self, subject: str, scans: Sequence[bold.Scan]) -> list[Path]:
-        """The runs' own masks if each has one, of which the brain is what all have; else the one anatomical mask."""
-        own = [path for scan in scans if (path := run_mask(scan.path)) is not None]
-        if len(own) == len(scans):
-            return own
-        chosen = bold.choose_mask(find_masks(self.plan.bids, subject.removeprefix("sub-")), scans[0])
-        return [] if chosen is None else [chosen]
-
-    def _bold_notes(self) -> list[str]:
-        notes = []
-        for index, presentation in enumerate(self.plan.presentations):
-            for subject in presentation.scans:
-                masked = self.workspace.state(f"bold-{subject}-{index:03d}").get("masked_volumes", 0)
-                if masked:
-                    notes.append(f"{subject} {presentation.id}: {masked} volumes without information are masked")
-        return notes
 
     def _fill_and_mask(self) -> None:
         """Masks, and a TR's last frame where it has fewer than others. Done anew each time: it is quick."""

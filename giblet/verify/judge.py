@@ -59,17 +59,7 @@ def verify(
     total = sum(item.size_bytes for item in source.objects)
     with progress("verify", total=total, unit="bytes") as bar:
         result = stream(source, limit, bar=bar, distributions=distributions)
-    evidence = gather(source, result, config, limit)
-    checks = [check(evidence) for check in (complete, structure, finite, magnitude, dead, consistent)]
-    scores: dict[str, float] = {}
-    if restore:
-        from giblet.verify.restoring import restoring_checks  # brings in what scores, which the rest does without
-
-        facts = _facts(source.state, config, kernels=("fir", "convolve"))
-        more, scores = restoring_checks(evidence, *facts, dataset, device)
-        checks += more
-    else:
-        checks += [Check(name, "skipped", "not asked for (verify.restore)") for name in ("restores", "scores")]
+    checks, scores = _judged(source, result, config, limit, restore=restore, dataset=dataset, device=device)
     if public_key is not None:
         checks.append(signed(source, public_key))
     ref = checkpoint_ref(source)
@@ -95,6 +85,29 @@ def verify(
     )
     _tell(report)
     return report
+
+
+def _judged(
+    source: Source,
+    result: StreamResult,
+    config: GibletConfig | None,
+    limit: float,
+    *,
+    restore: bool,
+    dataset: str | Path | None,
+    device: str,
+) -> tuple[list[Check], dict[str, float]]:
+    """Every check of what was read, and what the restored model scores."""
+    evidence = gather(source, result, config, limit)
+    checks = [check(evidence) for check in (complete, structure, finite, magnitude, dead, consistent)]
+    if not restore:
+        skipped = [Check(name, "skipped", "not asked for (verify.restore)") for name in ("restores", "scores")]
+        return [*checks, *skipped], {}
+    from giblet.verify.restoring import restoring_checks  # brings in what scores, which the rest does without
+
+    facts = _facts(source.state, config, kernels=("fir", "convolve"))
+    more, scores = restoring_checks(evidence, *facts, dataset, device)
+    return [*checks, *more], scores
 
 
 def gather(source: Source, result: StreamResult, config: GibletConfig | None, limit: float) -> Evidence:
