@@ -1,14 +1,13 @@
 """How several processes share the tests (`pytest -n 2 --no-loadscope-reorder`, as `ci/test` does).
 
-A file is run by one process, since its tests share what they set up; so are all end-to-end tests of a cluster, since they
-share it. Those without one are a lane of their own, beside it.
+A file is run by one process, since its tests share what they set up; so are all end-to-end tests of a cluster, since
+they share it. Those without one are a lane of their own, beside it.
 """
 
 from __future__ import annotations
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
-
 
 WITHOUT_CLUSTER = ("tests/e2e/test_demo.py", "tests/e2e/test_readme.py")
 

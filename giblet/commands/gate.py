@@ -127,7 +127,8 @@ def _named(given: str | None, variable: str, flag: str) -> str:
 def _serving(metrics: Metrics, config: GibletConfig) -> Iterator[None]:
     """`/metrics`, until it was scraped once more after the end; asked to stop meanwhile, the verdict stands.
 
-    A gate that ends before it was found by a Prometheus stays until it is `telemetry.last_scrape_seconds` old.
+    Asked to stop before the end, it waits for nothing. A gate that ends before it was found by a Prometheus stays until
+    it is `telemetry.last_scrape_seconds` old.
     """
     from giblet.telemetry.exporter import Exporter
 
@@ -138,11 +139,15 @@ def _serving(metrics: Metrics, config: GibletConfig) -> Iterator[None]:
         exporter = None
     began = time.monotonic()
     with exporter or contextlib.nullcontext():
+        wait = exporter is not None
         try:
             yield
+        except StoppedError:
+            wait = False
+            raise
         finally:
             with contextlib.suppress(StoppedError):
-                if exporter is not None:
+                if wait and exporter is not None:
                     linger = config.telemetry.last_scrape_seconds
                     first = max(linger - (time.monotonic() - began), 0.0)
                     log.info("last metrics", scraped=exporter.wait_for_scrape(linger, first_seconds=first))

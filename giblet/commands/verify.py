@@ -27,6 +27,7 @@ def _add_verify(verbs: Verbs) -> None:
         "verify",
         help="read a checkpoint back, every byte, and judge it",
         description="Judges a run's newest checkpoint, or one checkpoint, safetensors file, DCP folder or legacy .pt. "
+        "With --config, or --set of anything but checkpoint.*, it also has to be what that configuration makes. "
         "Exit 0: SAFE, or SAFE WITH WARNINGS; 1: UNSAFE; anything else: it could not be judged.",
     )
     parser.add_argument(
@@ -75,8 +76,8 @@ def _verify(options: argparse.Namespace) -> int:
     from giblet.verify import record, render, verify
     from giblet.verify.opening import open_source
 
-    config = config_of(options) if config_path(options) or options.overrides else None
-    settings = config or GibletConfig()
+    settings = config_of(options) if config_path(options) or options.overrides else GibletConfig()
+    config = settings if _says_what_to_expect(options) else None
     if (options.url is None) == (options.diff is None):
         raise ConfigError("name one checkpoint, or two with --diff", remedy="giblet verify URL")
     if options.diff is not None:
@@ -87,8 +88,9 @@ def _verify(options: argparse.Namespace) -> int:
     with embedded_if_asked(settings.checkpoint):
         against = open_source(options.against, None, settings.checkpoint) if options.against is not None else None
         report = verify(
-            options.url, config=config, restore=restore, distributions=options.html is not None, public_key=public_key
-        )
+            options.url, access=settings.checkpoint, config=config, restore=restore,
+            distributions=options.html is not None, public_key=public_key,
+        )  # fmt: skip
         if options.html is not None:
             _write_page(options.html, report, against, settings)
         if options.record:
@@ -98,6 +100,11 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         render(report, Console())
     return report.exit_code
+
+
+def _says_what_to_expect(options: argparse.Namespace) -> bool:
+    """Whether a configuration was given that the checkpoint is to match, and not only how its storage is reached."""
+    return bool(config_path(options)) or any(not word.startswith("checkpoint.") for word in options.overrides)
 
 
 def _keys(options: argparse.Namespace, settings: GibletConfig) -> tuple[Signer | None, Ed25519PublicKey | None]:

@@ -11,7 +11,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ValidationError
 
-from giblet.config.schema import GibletConfig
+from giblet.config.schema import CheckpointConfig, GibletConfig
 from giblet.models.build import Dimensions
 from giblet.storage import Storage
 from giblet.telemetry.logs import get_logger
@@ -32,6 +32,7 @@ def verify(
     url: str,
     *,
     storage: Storage | None = None,
+    access: CheckpointConfig | None = None,
     config: GibletConfig | None = None,
     restore: bool = False,
     dataset: str | Path | None = None,
@@ -41,7 +42,8 @@ def verify(
 ) -> Report:
     """Judge the checkpoint at `url`: a run (its newest), a checkpoint's folder or manifest, or another tool's file.
 
-    `config` is what the checkpoint should match (None: the one recorded in it). `restore` also loads it into the model
+    `config` is what the checkpoint should match (None: the one recorded in it); `access` how its storage is reached
+    (None: as `config` says), unless it is `storage`. `restore` also loads it into the model
     and scores it on `dataset` (None: the prepared dataset that it names, where it is on this machine). Memory stays
     under 600 MB unless `restore` is asked for. `distributions` also counts how each tensor's values lie, for the page.
     With `public_key` there is one more check, `signed`: whether its manifest is signed by that key.
@@ -50,8 +52,10 @@ def verify(
     judged.
     """
     begun = time.perf_counter()
+    if access is None and config is not None:
+        access = config.checkpoint
     try:
-        source = open_source(url, storage, config.checkpoint if config is not None else None)
+        source = open_source(url, storage, access)
     except DamagedError as error:
         return _unlistable(url, error, time.perf_counter() - begun)
     config = config if config is not None else recorded_config(source)

@@ -323,6 +323,7 @@ def test_the_process_serves_metrics_and_stops_when_asked_to(place, storage, tmp_
     assert 'giblet_verify_verified_step{run="movie"} 0.0' in scraped
     assert 'giblet_job_active{run="movie"} 1.0' in scraped
     assert "asked to stop (SIGTERM)" in rest
+    assert "last metrics" not in rest, "asked to stop, it waits for no scrape"
 
 
 def _scrape(port: int) -> str:

@@ -121,7 +121,7 @@ def test_what_the_verification_pod_accepted_it_signed(
     assert isinstance(lab.storage, S3Storage)
     command = ["verify", f"{BUCKET}/{accepted.prefix}", f"--set=checkpoint.endpoint_url={lab.storage.endpoint_url}"]
     capsys.readouterr()
-    assert main([*command, "--no-restore", "--json", "--public-key", str(public_key)]) == 0
+    assert main([*command, "--json", "--public-key", str(public_key)]) == 0
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
     assert checks["signed"]["status"] == "passed", checks["signed"]
 

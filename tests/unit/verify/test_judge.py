@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from giblet.cli import main
 from giblet.errors import CheckpointError
 from giblet.storage import LocalStorage, MemoryStorage
 from giblet.telemetry.metrics import Metrics
@@ -357,3 +358,17 @@ def test_metrics_say_what_the_report_says():
     tell_metrics(metrics, judged(written(MemoryStorage())))
     assert value("verify_verdict") == 2
     assert value("verify_bytes_total") > 0
+
+
+def test_how_storage_is_reached_is_not_what_a_checkpoint_should_be(tmp_path, capsys):
+    checkpoint = written(LocalStorage(tmp_path))
+
+    def checks(*words: str) -> list[dict[str, object]]:
+        capsys.readouterr()
+        main(["verify", checkpoint.url, "--json", *words])
+        return json.loads(capsys.readouterr().out)["checks"]
+
+    alone = checks()
+    assert all(check["status"] != "failed" for check in alone)
+    assert checks("--set", "checkpoint.max_attempts=3") == alone
+    assert checks("--set", "model.bottleneck=9") != alone
