@@ -118,8 +118,11 @@ class Toolbox:
     @property
     def operator_manifests(self) -> Path:
         """The operator's own kustomize folders, as its Go module carries them."""
-        found = run(["go", "-C", GO_MODULES / "operator", "list", "-m", "-f", "{{.Dir}}", OPERATOR_MODULE])
-        return Path(found.strip()) / "manifests"
+        return self.sources("operator", OPERATOR_MODULE) / "manifests"
+
+    def sources(self, module: str, path: str) -> Path:
+        """The files of a Go module that a go.mod under ci/go pins, in Go's own cache."""
+        return Path(run(["go", "-C", GO_MODULES / module, "list", "-m", "-f", "{{.Dir}}", path]).strip())
 
     def missing(self) -> list[Step]:
         """The steps that fetch and build what is not cached; [] when all is there."""

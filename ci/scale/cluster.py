@@ -140,6 +140,8 @@ class _Trial:
                     run([*self._helm, "uninstall", RELEASE, "--ignore-not-found", "--wait", "--cascade", "foreground"],
                         timeout_seconds=600)  # fmt: skip
                     wait_for("the end of all pods", lambda: not self._pods(), timeout_seconds=300, poll_seconds=0.5)
+                    with contextlib.suppress(ClusterError):  # what stays is a result, and no failure
+                        wait_for("nothing left", lambda: not self._left_behind(), timeout_seconds=60, poll_seconds=0.5)
         after = self._operator()
         return ClusterResult(
             workers=self._workers, stages=self._stages, seconds_to_all_pods=bound, left_behind=self._left_behind(),
