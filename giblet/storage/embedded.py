@@ -35,6 +35,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 LOG_NAME = "weed.log"
 _STATE_NAME = "server.json"
+_GRPC_ABOVE = 10_000
 _PORTS = ("master.port", "volume.port", "filer.port", "s3.port", "admin.port")
 
 _TIED_TO_ITS_PARENT = """
@@ -108,8 +109,8 @@ def embedded_s3(directory: str | Path, *, bucket: str = "giblet") -> Iterator[Em
         with _only_one(folder):
             server = _find(folder)
             if server is None:
-                process, server = _start(folder, bucket)
-                stack.callback(_stop, folder, process)
+                process, server, ports = _start(folder, bucket)
+                stack.callback(_stop, folder, process, ports)
         server.storage(bucket)
         yield server
 
@@ -140,7 +141,7 @@ def _probe(server: EmbeddedServer, bucket: str) -> S3Storage:
     return S3Storage.open(f"s3://{bucket}", config, credentials=server.credentials())
 
 
-def _start(folder: Path, bucket: str) -> tuple[subprocess.Popen[bytes], EmbeddedServer]:
+def _start(folder: Path, bucket: str) -> tuple[subprocess.Popen[bytes], EmbeddedServer, list[int]]:
     ports = _free_ports()
     access_key, secret_key = secrets.token_hex(10), secrets.token_urlsafe(30)
     identities = folder / "identities.json"
@@ -154,10 +155,10 @@ def _start(folder: Path, bucket: str) -> tuple[subprocess.Popen[bytes], Embedded
     try:
         _wait_until_ready(process, server, folder, bucket)
     except BaseException:
-        _stop(folder, process)
+        _stop(folder, process, list(ports.values()))
         raise
     _write_private(folder / _STATE_NAME, json.dumps(asdict(server)))
-    return process, server
+    return process, server, list(ports.values())
 
 
 def _arguments(folder: Path, ports: dict[str, int]) -> list[str]:
@@ -173,8 +174,8 @@ def _arguments(folder: Path, ports: dict[str, int]) -> list[str]:
     }  # fmt: skip
     for name, port in ports.items():
         settings[name] = port
-        settings[f"{name}.grpc"] = port + 10_000
-    return ["mini", *(f"-{name}={value}" for name, value in settings.items())]
+        settings[f"{name}.grpc"] = port + _GRPC_ABOVE
+    return ["-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in settings.items())]
 
 
 def _environment() -> dict[str, str]:
@@ -213,7 +214,7 @@ def _free_ports() -> dict[str, int]:
         while len(ports) < len(_PORTS):
             port = 20_000 + secrets.randbelow(20_000)
             try:
-                for number in (port, port + 10_000):
+                for number in (port, port + _GRPC_ABOVE):
                     listener = held.enter_context(socket.socket())
                     listener.bind(("127.0.0.1", number))
             except OSError:
@@ -237,7 +238,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], server: EmbeddedServer, 
     raise StorageUnavailableError(f"the embedded S3 server {state}", remedy=f"read {folder / LOG_NAME}")
 
 
-def _stop(folder: Path, process: subprocess.Popen[bytes]) -> None:
+def _stop(folder: Path, process: subprocess.Popen[bytes], ports: list[int]) -> None:
     with contextlib.suppress(OSError):
         (folder / _STATE_NAME).unlink()
     process.send_signal(signal.SIGTERM)
@@ -246,6 +247,9 @@ def _stop(folder: Path, process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    for port in ports:  # where it puts them cannot be chosen, and it leaves some
+        for left in Path("/tmp").glob(f"seaweedfs-*-grpc-{port + _GRPC_ABOVE}.sock"):
+            left.unlink(missing_ok=True)
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -26,6 +26,11 @@ with embedded_s3(sys.argv[1]) as server:
 """
 
 
+def sockets(gateway: int) -> list[Path]:
+    """What the server with its S3 gateway at this port has put outside of its folder."""
+    return list(Path("/tmp").glob(f"seaweedfs-*-{gateway + 10_000}.sock"))
+
+
 def alive(pid: int) -> bool:
     try:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -70,11 +75,13 @@ def test_it_keeps_its_data_is_shared_and_ends_with_the_with(tmp_path: Path) -> N
     with embedded_if_asked(config):
         open_storage(config.url, config).put("k", b"kept")
         with embedded_s3(tmp_path, bucket="lab") as second:
-            pid = second.pid
+            pid, gateway = second.pid, int(second.endpoint_url.rpartition(":")[2])
+        assert sockets(gateway), "where it puts them now, so that their absence below means something"
         assert alive(pid), "the second user ended the first one's server"
         assert open_storage(config.url, config).get("k") == b"kept"
     assert not alive(pid)
     assert not (tmp_path / "server.json").exists()
+    assert not sockets(gateway)
     with embedded_if_asked(config):
         assert open_storage(config.url, config).get("k") == b"kept"
 
