@@ -7,7 +7,10 @@ the process with its own exit code (giblet/errors.py) and one message.
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+import types
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -27,6 +30,7 @@ exit codes: 0 done · 1 UNSAFE · 2 configuration · 65 data · 66 no such check
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the process's exit code."""
+    _end_when_asked()
     options = _parser().parse_args(arguments)
     logs.configure(getattr(options, "log_format", None) or "logfmt", level="DEBUG" if options.debug else "INFO")
     verb: Verb = options.verb
@@ -45,6 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"giblet: error: {error}\n  remedy: free some space; what was whole is still whole", file=sys.stderr)  # noqa: T201
         return OutOfSpaceError.exit_code
+
+
+def _end_when_asked() -> None:
+    """What SIGTERM does to any other process, until the verb knows better.
+
+    Linux gives a container's first process no default action: while it still imports, a pod that is deleted would go on
+    as if nothing had been said, and be killed at the end of its grace period.
+    """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, frame: types.FrameType | None) -> None:
+    os._exit(StoppedError.exit_code)
 
 
 def _parser() -> argparse.ArgumentParser:

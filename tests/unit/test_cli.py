@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -83,3 +86,23 @@ def test_a_verb_without_config_reads_the_pods(tmp_path, monkeypatch, capsys):
     assert f"no runs under {tmp_path / 'pod'}" in capsys.readouterr().out
     assert main(["runs", "--config", str(tmp_path / "given.yaml")]) == 0
     assert f"no runs under {tmp_path / 'given'}" in capsys.readouterr().out
+
+
+def test_the_first_process_of_a_container_ends_when_asked_to_while_it_imports(tmp_path: Path) -> None:
+    """Linux gives it no default action, so that a pod deleted in its first seconds stayed for its grace period."""
+    begun = tmp_path / "begun"
+    (tmp_path / "torch.py").write_text(f"import time\nopen({str(begun)!r}, 'w').close()\ntime.sleep(60)\n")
+    words = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", sys.executable, "-m", "giblet"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen([*words, "verify", str(tmp_path)], env=environment, stderr=subprocess.PIPE) as outside:
+        while not begun.exists():
+            if outside.poll() is not None:
+                assert outside.stderr is not None
+                pytest.skip(f"no process namespaces here: {outside.stderr.read().decode()}")
+            time.sleep(0.01)
+        (inside,) = Path(f"/proc/{outside.pid}/task/{outside.pid}/children").read_text().split()
+        os.kill(int(inside), signal.SIGTERM)
+        try:
+            assert outside.wait(30) == 143
+        finally:
+            outside.kill()
