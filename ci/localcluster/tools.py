@@ -121,8 +121,9 @@ class Toolbox:
         return self.sources("operator", OPERATOR_MODULE) / "manifests"
 
     def sources(self, module: str, path: str) -> Path:
-        """The files of a Go module that a go.mod under ci/go pins, in Go's own cache."""
-        return Path(run(["go", "-C", GO_MODULES / module, "list", "-m", "-f", "{{.Dir}}", path]).strip())
+        """The files of a Go module that a go.mod under ci/go pins, in Go's own cache; fetched if they are not there."""
+        found = json.loads(run(["go", "-C", GO_MODULES / module, "mod", "download", "-json", path]))
+        return Path(found["Dir"])
 
     def missing(self) -> list[Step]:
         """The steps that fetch and build what is not cached; [] when all is there."""

@@ -6,7 +6,7 @@
 
 checkpoint   saves and a resume of the first of N ranks through giblet's real planning, manifest, commit, retention
              and reading; the other ranks' messages and the store are simulated, and no tensor has bytes. No network,
-             no GPU. At 1,024 ranks twenty minutes and 10 GB of memory.
+             no GPU. At 1,024 ranks twenty processor minutes and 8 GB of memory or more.
 cluster      the chart's job at N workers of 8 GPUs with the real operator, API server and scheduler; the nodes are
              kwok's. Needs `ci/cluster up --nodes 1` before, as root on Linux; builds kwok the first time.
 

@@ -139,15 +139,15 @@ def _serving(metrics: Metrics, config: GibletConfig) -> Iterator[None]:
         exporter = None
     began = time.monotonic()
     with exporter or contextlib.nullcontext():
-        wait = exporter is not None
+        stopped = False
         try:
             yield
         except StoppedError:
-            wait = False
+            stopped = True
             raise
         finally:
             with contextlib.suppress(StoppedError):
-                if wait and exporter is not None:
+                if exporter is not None and not stopped:
                     linger = config.telemetry.last_scrape_seconds
                     first = max(linger - (time.monotonic() - began), 0.0)
                     log.info("last metrics", scraped=exporter.wait_for_scrape(linger, first_seconds=first))

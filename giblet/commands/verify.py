@@ -27,7 +27,7 @@ def _add_verify(verbs: Verbs) -> None:
         "verify",
         help="read a checkpoint back, every byte, and judge it",
         description="Judges a run's newest checkpoint, or one checkpoint, safetensors file, DCP folder or legacy .pt. "
-        "With --config, or --set of anything but checkpoint.*, it also has to be what that configuration makes. "
+        "With --config, or --set of what makes a model or its training, it also has to be what that makes. "
         "Exit 0: SAFE, or SAFE WITH WARNINGS; 1: UNSAFE; anything else: it could not be judged.",
     )
     parser.add_argument(
@@ -84,11 +84,15 @@ def _verify(options: argparse.Namespace) -> int:
         return _diff(options, settings)
     _check_page(options)
     signer, public_key = _keys(options, settings)
-    restore = options.restore if options.restore is not None else config is not None and config.verify.restore
+    told = settings.verify.model_fields_set if options.overrides else set()
+    restore = options.restore
+    if restore is None:
+        restore = (config is not None or "restore" in told) and settings.verify.restore
     with embedded_if_asked(settings.checkpoint):
         against = open_source(options.against, None, settings.checkpoint) if options.against is not None else None
         report = verify(
             options.url, access=settings.checkpoint, config=config, restore=restore,
+            magnitude_limit=settings.verify.magnitude_limit if "magnitude_limit" in told else None,
             distributions=options.html is not None, public_key=public_key,
         )  # fmt: skip
         if options.html is not None:
@@ -102,9 +106,12 @@ def _verify(options: argparse.Namespace) -> int:
     return report.exit_code
 
 
+_HOW_TO_JUDGE = ("checkpoint.", "verify.", "telemetry.")
+
+
 def _says_what_to_expect(options: argparse.Namespace) -> bool:
-    """Whether a configuration was given that the checkpoint is to match, and not only how its storage is reached."""
-    return bool(config_path(options)) or any(not word.startswith("checkpoint.") for word in options.overrides)
+    """Whether a configuration was given that the checkpoint is to match, and not only how it is read and judged."""
+    return bool(config_path(options)) or any(not word.startswith(_HOW_TO_JUDGE) for word in options.overrides)
 
 
 def _keys(options: argparse.Namespace, settings: GibletConfig) -> tuple[Signer | None, Ed25519PublicKey | None]:

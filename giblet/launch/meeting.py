@@ -12,24 +12,21 @@ torchrun's c10d rendezvous, with what a cluster needs beside it:
 from __future__ import annotations
 
 import json
-import logging
 import socket
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousParameters, RendezvousTimeoutError
 from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend as c10d
-from torch.distributed.elastic.rendezvous import dynamic_rendezvous as torchrun
 
 from giblet.errors import EXIT_CRASHED, GibletError, StoppedError
 from giblet.launch.ending import Ending
 from giblet.launch.settings import LaunchSettings
+from giblet.launch.torch_rendezvous import Handler
 from giblet.telemetry.logs import get_logger
 from giblet.training.processes import LOOPBACK
 from giblet.training.ranks import Place, host_store
@@ -45,7 +42,6 @@ machine with twenty times the work it could do).
 """
 RETRY_SECONDS = 2.0
 BARRIER_SECONDS = 30.0
-LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 log = get_logger(__name__)
 
 
@@ -111,7 +107,7 @@ class Elastic:
         assert settings.endpoint is not None
         self._settings, self._processes, self._stopping = settings, processes, stopping
         self._prefix = f"giblet/{settings.job}"
-        self._handler: _Handler | None = None
+        self._handler: Handler | None = None
         self._world: tuple[int, int] | None = None
         self._group_store: TCPStore | None = None
         self._next_try = 0.0
@@ -209,7 +205,7 @@ class Elastic:
     def _conf(self) -> dict[str, str]:
         return {**DEFAULTS, **self._settings.rendezvous}
 
-    def _connect(self) -> _Handler:
+    def _connect(self) -> Handler:
         endpoint = self._settings.endpoint or ""
         params = RendezvousParameters(
             "c10d", endpoint, self._settings.job, self._settings.min_nodes, self._settings.max_nodes,
@@ -219,9 +215,9 @@ class Elastic:
         if not self._connected:
             self._connected = True
             store.delete_key(f"{self._prefix}/end")  # of a job of this name before: its pods asked for nothing of us
-        return _Handler(store, backend, params)
+        return Handler(store, backend, params)
 
-    def _meet(self, handler: _Handler) -> Place:
+    def _meet(self, handler: Handler) -> Place:
         node, nodes = handler.meet()
         number = handler.state.round
         self._world = (number, nodes)
@@ -288,105 +284,6 @@ class EndedError(Exception):
         self.ending = ending
 
 
-class _StateHolder(torchrun._BackendRendezvousStateHolder):
-    """torch's, but a node is dead when its heartbeat has not moved for so long *here*, whatever its clock says."""
-
-    def __init__(self, backend: Any, settings: Any) -> None:
-        super().__init__(backend, settings)
-        self.look: Callable[[], None] | None = None
-        self._moved: dict[Any, tuple[datetime, float]] = {}
-
-    def sync(self) -> bool | None:
-        """Read or write the state; first ask whether there is still something to wait for."""
-        if self.look is not None and threading.current_thread() is threading.main_thread():
-            self.look()
-        return super().sync()
-
-    def _sanitize(self) -> None:
-        now, state = time.monotonic(), self._state
-        said = dict(state.last_heartbeats)
-        for node, heartbeat in said.items():
-            if node not in self._moved or self._moved[node][0] != heartbeat:
-                self._moved[node] = (heartbeat, now)
-        patience = (self._settings.keep_alive_interval * self._settings.keep_alive_max_attempt).total_seconds()
-        alive = datetime.now(UTC)
-        state.last_heartbeats = {
-            node: LONG_AGO if now - self._moved[node][1] > patience else alive for node in said
-        }  # fmt: skip
-        super()._sanitize()
-        state.last_heartbeats = {node: said[node] for node in state.last_heartbeats}
-
-
-class _Handler(torchrun.DynamicRendezvousHandler):
-    """torch's, with our state holder, and what the agent may not see: who is here."""
-
-    def __init__(self, store: Any, backend: Any, params: RendezvousParameters) -> None:
-        settings = torchrun.RendezvousSettings(
-            params.run_id, params.min_nodes, params.max_nodes,
-            torchrun.RendezvousTimeout(
-                torchrun._get_timeout(params, "join"), torchrun._get_timeout(params, "last_call"),
-                torchrun._get_timeout(params, "close"), torchrun._get_timeout(params, "heartbeat"),
-            ),
-            keep_alive_interval=timedelta(seconds=params.get_as_int("keep_alive_interval") or 3),
-            keep_alive_max_attempt=params.get_as_int("keep_alive_max_attempt") or 4,
-        )  # fmt: skip
-        self.node = self._node_desc_generator.generate(params.local_addr)
-        self.store, self.holder = store, _StateHolder(backend, settings)
-        super().__init__(self.node, settings, backend.name, store, self.holder)
-
-    def meet(self) -> tuple[int, int]:
-        """Leave the round before, wait for the next; which node this is, of how many.
-
-        torch's `next_rendezvous` would also hand out an address for process groups, but only in the first round: one
-        that joins later waits for it in vain.
-        """
-        self._stop_heartbeats()
-        deadline = self._get_deadline(self._settings.timeout.join)
-        self._op_executor.run(torchrun._RendezvousExitOp(), deadline)
-        self._op_executor.run(torchrun._RendezvousJoinOp(), deadline, self._get_deadline)
-        self._start_heartbeats()
-        return self._get_world()
-
-    @property
-    def look(self) -> Callable[[], None] | None:
-        """Called while waiting to join."""
-        return self.holder.look
-
-    @look.setter
-    def look(self, look: Callable[[], None] | None) -> None:
-        self.holder.look = look
-
-    @property
-    def state(self) -> Any:
-        """As last read."""
-        return self.holder.state
-
-    @property
-    def members(self) -> str:
-        """Who trains together in this round, in a word."""
-        return "+".join(sorted(repr(node) for node in self.state.participants))
-
-    def state_now(self) -> Any:
-        """Read it again, at most once a second."""
-        with self._heartbeat_lock:
-            self.holder.sync()
-            return self.holder.state
-
-    def stop(self) -> None:
-        """No more heartbeats."""
-        self._stop_heartbeats()
-
-    def leave(self) -> None:
-        """Take this node off the list, so that nobody waits for its heartbeat to stop."""
-        self.stop()
-        self.look = None
-        try:
-            with self._heartbeat_lock:
-                self._op_executor.run(torchrun._RendezvousExitOp(), time.monotonic() + 5)
-        except (RendezvousError, RuntimeError, OSError, KeyError) as error:
-            log.debug("could not leave the rendezvous", error=str(error))
-
-
 def local_address(endpoint: str) -> str:
     """This node's own address on the way to the endpoint: no name that others would have to resolve."""
     host, _, port = endpoint.rpartition(":") if ":" in endpoint else (endpoint, "", "29400")
@@ -394,11 +291,6 @@ def local_address(endpoint: str) -> str:
     with socket.socket(family, kind, protocol) as probe:
         probe.connect(address)  # sends nothing
         return str(probe.getsockname()[0])
-
-
-def quiet_torchrun() -> None:
-    """torchrun's own log repeats what giblet says better."""
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
 
 
 def _crashed(message: str, remedy: str) -> GibletError:

@@ -15,8 +15,9 @@ from giblet.launch.budget import RestartBudget
 from giblet.launch.ending import Ending, of_error, write_termination
 from giblet.launch.launcher import Launcher
 from giblet.launch.logs import KeptLogs
-from giblet.launch.meeting import Alone, Elastic, quiet_torchrun
+from giblet.launch.meeting import Alone, Elastic
 from giblet.launch.settings import LaunchSettings, grace_warnings
+from giblet.launch.torch_rendezvous import quiet_torchrun
 from giblet.storage import open_storage
 from giblet.telemetry.logs import get_logger
 from giblet.training.ranks import asked_to_stop

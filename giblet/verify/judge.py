@@ -34,6 +34,7 @@ def verify(
     storage: Storage | None = None,
     access: CheckpointConfig | None = None,
     config: GibletConfig | None = None,
+    magnitude_limit: float | None = None,
     restore: bool = False,
     dataset: str | Path | None = None,
     device: str = "cpu",
@@ -43,9 +44,10 @@ def verify(
     """Judge the checkpoint at `url`: a run (its newest), a checkpoint's folder or manifest, or another tool's file.
 
     `config` is what the checkpoint should match (None: the one recorded in it); `access` how its storage is reached
-    (None: as `config` says), unless it is `storage`. `restore` also loads it into the model
-    and scores it on `dataset` (None: the prepared dataset that it names, where it is on this machine). Memory stays
-    under 600 MB unless `restore` is asked for. `distributions` also counts how each tensor's values lie, for the page.
+    (None: as `config` says), unless it is `storage`; `magnitude_limit` as `verify.magnitude_limit` (None: the
+    configuration's). `restore` also loads it into the model and scores it on `dataset` (None: the prepared dataset that
+    it names, where it is on this machine). Memory stays under 600 MB unless `restore` is asked for. `distributions`
+    also counts how each tensor's values lie, for the page.
     With `public_key` there is one more check, `signed`: whether its manifest is signed by that key.
 
     Raises `CheckpointError` if there is no checkpoint or it is refused, and storage's own errors: then nothing was
@@ -59,7 +61,7 @@ def verify(
     except DamagedError as error:
         return _unlistable(url, error, time.perf_counter() - begun)
     config = config if config is not None else recorded_config(source)
-    limit = (config or GibletConfig()).verify.magnitude_limit
+    limit = (config or GibletConfig()).verify.magnitude_limit if magnitude_limit is None else magnitude_limit
     total = sum(item.size_bytes for item in source.objects)
     with progress("verify", total=total, unit="bytes") as bar:
         result = stream(source, limit, bar=bar, distributions=distributions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,6 +91,8 @@ def test_a_verb_without_config_reads_the_pods(tmp_path, monkeypatch, capsys):
 
 def test_the_first_process_of_a_container_ends_when_asked_to_while_it_imports(tmp_path: Path) -> None:
     """Linux gives it no default action, so that a pod deleted in its first seconds stayed for its grace period."""
+    if shutil.which("unshare") is None:
+        pytest.skip("no program `unshare` here (util-linux, on Linux)")
     begun = tmp_path / "begun"
     (tmp_path / "torch.py").write_text(f"import time\nopen({str(begun)!r}, 'w').close()\ntime.sleep(60)\n")
     words = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", sys.executable, "-m", "giblet"]

@@ -360,7 +360,7 @@ def test_metrics_say_what_the_report_says():
     assert value("verify_bytes_total") > 0
 
 
-def test_how_storage_is_reached_is_not_what_a_checkpoint_should_be(tmp_path, capsys):
+def test_how_it_is_read_and_judged_is_not_what_a_checkpoint_should_be(tmp_path, capsys):
     checkpoint = written(LocalStorage(tmp_path))
 
     def checks(*words: str) -> list[dict[str, object]]:
@@ -371,4 +371,9 @@ def test_how_storage_is_reached_is_not_what_a_checkpoint_should_be(tmp_path, cap
     alone = checks()
     assert all(check["status"] != "failed" for check in alone)
     assert checks("--set", "checkpoint.max_attempts=3") == alone
+    assert checks("--set", "verify.poll_seconds=3") == alone
+    assert checks("--set", "verify.restore=false") == alone
+    judged = {check["name"]: check["status"] for check in checks("--set", "verify.magnitude_limit=1e-6")}
+    assert judged == {check["name"]: check["status"] for check in alone} | {"magnitude": "failed"}
+    assert [c["status"] for c in checks("--set", "verify.restore=true") if c["name"] == "restores"] != ["skipped"]
     assert checks("--set", "model.bottleneck=9") != alone
