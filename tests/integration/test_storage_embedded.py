@@ -84,6 +84,8 @@ def test_it_keeps_its_data_is_shared_and_ends_with_the_with(tmp_path: Path) -> N
     assert not sockets(gateway)
     with embedded_if_asked(config):
         assert open_storage(config.url, config).get("k") == b"kept"
+        gateway = int(embedded.running_server(tmp_path).endpoint_url.rpartition(":")[2])
+    assert not sockets(gateway), "one that is stopped early leaves some by itself"
 
 
 def test_it_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
