@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,8 +23,8 @@ def _add_train(verbs: Verbs) -> None:
         "train",
         help="train, or go on with a run where it was",
         description="Prepares the data if need be, goes on from the newest good checkpoint of `run.name`, and starts "
-        "torchrun itself for training.processes > 1. Ctrl-C or SIGTERM saves and stops (exit 143); the same command "
-        "goes on. A second Ctrl-C leaves at once.",
+        "training.processes ranks itself unless torchrun has. Ctrl-C or SIGTERM saves and stops (exit 143); the same "
+        "command goes on. A second Ctrl-C leaves at once.",
     )
     config_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print how the run ended as JSON")
@@ -31,19 +32,27 @@ def _add_train(verbs: Verbs) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    import os
+    config = config_of(options)
+    logs.configure(config.telemetry.log_format, run=config.run.name)
+    started_by_torchrun = "RANK" in os.environ
+    many = config.training.processes > 1 and not started_by_torchrun
+    if many:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, and before torch reads it
 
     from giblet.data.ensure import ensure_prepared
     from giblet.storage.embedded import embedded_if_asked
     from giblet.training import launch_processes, train
+    from giblet.training.zygote import Zygote
 
-    config = config_of(options)
-    logs.configure(config.telemetry.log_format, run=config.run.name)
-    started_by_torchrun = "RANK" in os.environ
-    with contextlib.nullcontext() if started_by_torchrun else embedded_if_asked(config.checkpoint):
-        dataset = ensure_prepared(config)
-        many = config.training.processes > 1 and not started_by_torchrun
-        result = (launch_processes if many else train)(config, dataset_path=dataset.path)
+    with contextlib.ExitStack() as stack:
+        zygote = stack.enter_context(Zygote()) if many else None  # before this process has threads
+        if not started_by_torchrun:
+            stack.enter_context(embedded_if_asked(config.checkpoint))
+        path = ensure_prepared(config).path
+        if zygote is None:
+            result = train(config, dataset_path=path)
+        else:
+            result = launch_processes(config, dataset_path=path, zygote=zygote)
     row = {**asdict(result), "run": config.run.name}
     print_result(
         options, row, f"run {config.run.name} ended at step {result.step} (epoch {result.epoch}): {result.reason}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +20,8 @@ from giblet.launch.torch_rendezvous import quiet_torchrun
 from giblet.storage import open_storage
 from giblet.telemetry.logs import get_logger
 from giblet.training.ranks import asked_to_stop
-from giblet.training.zygote import Zygote
+from giblet.training.zygote import Zygote, import_for_ranks
 
-NEEDED_BY_RANKS = ("giblet.training.worker", "giblet.storage.s3", "torch._dynamo")  # the last at FSDP's first call
-for _module in NEEDED_BY_RANKS:
-    importlib.import_module(_module)
 GRACE_MARGIN_SECONDS = 20.0
 """For what follows the save: the record of the end, the logs, and the way out."""
 log = get_logger(__name__)
@@ -36,11 +32,12 @@ def launch(config: GibletConfig, settings: LaunchSettings, *, dataset_path: Path
 
     Call it early in a process's life, from its main thread: it forks.
     """
+    import_for_ranks()  # while SIGTERM still ends this process at once
     quiet_torchrun()
     logs = KeptLogs(lambda: open_storage(config.checkpoint.url, config.checkpoint), config.run.name, settings.pod)
     with logs.piped(), asked_to_stop() as signals:
         zygote = Zygote()  # after the pipe, which its ranks write to, and before any thread
-        with logs:
+        with logs, zygote:
             for warning in grace_warnings(settings, margin_seconds=GRACE_MARGIN_SECONDS):
                 log.warning(warning)
             try:
@@ -51,8 +48,6 @@ def launch(config: GibletConfig, settings: LaunchSettings, *, dataset_path: Path
                 log.error(
                     "ended", cause=ending.cause, exit_code=ending.exit_code, reason=ending.message, **ending.what_to_do
                 )
-            finally:
-                zygote.close()
     write_termination(settings.termination_log, ending, run=config.run.name)
     return ending
 

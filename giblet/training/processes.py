@@ -19,6 +19,7 @@ from giblet.training.outcome import Outcome, first_cause
 from giblet.training.parallel import check_world_size
 from giblet.training.ranks import POLL_SECONDS, Place, Ranks, asked_to_stop, host_store
 from giblet.training.state import Best
+from giblet.training.zygote import Zygote
 
 SHUTDOWN_SECONDS = 900
 """How long ranks may take to save after SIGTERM before they are killed, unless the environment says otherwise."""
@@ -28,9 +29,10 @@ LOOPBACK = "127.0.0.1"
 log = get_logger(__name__)
 
 
-def launch_processes(config: GibletConfig, *, dataset_path: str | Path) -> TrainResult:
+def launch_processes(config: GibletConfig, *, dataset_path: str | Path, zygote: Zygote) -> TrainResult:
     """Train in `training.processes` processes on this machine; like `train` in what it returns and raises.
 
+    `zygote` forks them: it was made when this process had no threads yet, and has seen no GPU.
     SIGTERM and Ctrl-C are passed on. A rank that crashed or was killed raises a `GibletError` of exit code 128.
     """
     processes = config.training.processes
@@ -38,7 +40,7 @@ def launch_processes(config: GibletConfig, *, dataset_path: str | Path) -> Train
     with tempfile.TemporaryDirectory(prefix="giblet-") as name, asked_to_stop() as signals:
         store = host_store(LOOPBACK)
         place = Place(LOOPBACK, store.port, processes=processes)
-        ranks = Ranks.start(Path(name), place, config, dataset_path, rank_environment(LOOPBACK))
+        ranks = Ranks.start(Path(name), place, config, dataset_path, rank_environment(LOOPBACK), zygote)
         try:
             outcomes = _wait(ranks, signals)
         finally:

@@ -1,4 +1,4 @@
-"""The ranks of this machine: started with torchrun's environment and process handling, watched, stopped, killed.
+"""The ranks of this machine: started with torchrun's environment, watched, stopped, killed.
 
 torchrun's agent ends all ranks as soon as one has failed, waits half a minute for each, and only tells that something
 failed. Here ranks are processes whose outcomes are read, whoever decides what follows.
@@ -11,18 +11,13 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed.launcher.api as torchrun
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
-from torch.distributed.elastic.multiprocessing.subprocess_handler import get_subprocess_handler
 
 from giblet.config import GibletConfig
 from giblet.errors import EXIT_CRASHED
@@ -80,7 +75,7 @@ class Ranks:
 
     folder: Path
     place: Place
-    _processes: list[subprocess.Popen[bytes] | Forked] = field(default_factory=list)
+    _processes: list[Forked] = field(default_factory=list)
     _ended: dict[int, Outcome] = field(default_factory=dict)
 
     @classmethod
@@ -91,9 +86,9 @@ class Ranks:
         config: GibletConfig,
         dataset_path: str | Path,
         environment: Mapping[str, str],
-        zygote: Zygote | None = None,
+        zygote: Zygote,
     ) -> Ranks:
-        """Start `place.processes` ranks that train, forked by `zygote` if there is one. `folder` must be empty."""
+        """Start `place.processes` ranks that train, forked by `zygote`. `folder` must be empty."""
         job: dict[str, Any] = {
             "config": config.model_dump(mode="json"),
             "dataset_path": str(dataset_path),
@@ -104,8 +99,7 @@ class Ranks:
         try:
             for local_rank in range(place.processes):
                 told = {**environment, **place.environment(local_rank)}
-                started = _execute(folder, local_rank, told, place.processes) if zygote is None else None
-                ranks._processes.append(started or zygote.start(folder, local_rank, told))  # type: ignore[union-attr]
+                ranks._processes.append(zygote.start(folder, local_rank, told))
         except BaseException:
             ranks.kill()
             raise
@@ -182,27 +176,6 @@ class Ranks:
 def beat_path(folder: Path, rank: int) -> Path:
     """The file of a rank's heartbeat."""
     return folder / f"beat-{rank}.json"
-
-
-def _execute(folder: Path, local_rank: int, environment: dict[str, str], processes: int) -> subprocess.Popen[bytes]:
-    """A rank in a fresh interpreter."""
-    handler = get_subprocess_handler(
-        entrypoint=sys.executable,
-        args=("-m", "giblet.training.worker", str(folder)),
-        env=environment,
-        stdout=None,  # type: ignore[arg-type]
-        stderr=None,  # type: ignore[arg-type]
-        local_rank_id=local_rank,
-        numa_options=_numa_options(processes),
-    )
-    return handler.proc
-
-
-def _numa_options(processes: int) -> Any:
-    """torchrun's own default: bind each rank near its GPU where there is a GPU a rank."""
-    if not torch.cuda.is_available() or torch.cuda.device_count() != processes:
-        return None
-    return torchrun.get_default_numa_options()  # type: ignore[attr-defined, no-untyped-call]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""One rank: `python -m giblet.training.worker FOLDER`, started by `giblet.training.ranks.Ranks`.
+"""One rank, as `giblet.training.zygote` forks it.
 
 Reads the job from `FOLDER/job.json`, shows that it is alive in `FOLDER/beat-<rank>.json`, and leaves what came of it in
 `FOLDER/outcome-<rank>.json`. SIGUSR1 prints the stacks of all its threads, even while it stands in a collective.
@@ -77,10 +77,3 @@ def _die_with_parent() -> None:
     """Do not outlive the launcher: an orphaned rank would train on beside the run that is started next."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    code = main(Path(sys.argv[1]))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # the interpreter's own end takes seconds, and has nothing left to do

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import select
@@ -31,6 +32,13 @@ from giblet.errors import EXIT_CRASHED
 _MESSAGE_BYTES = 1 << 16
 _REAP_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
+NEEDED_BY_RANKS = ("giblet.training.worker", "giblet.storage.s3", "torch._dynamo")  # the last at FSDP's first call
+
+
+def import_for_ranks() -> None:
+    """Import all that a rank will need. Takes seconds, the first time."""
+    for module in NEEDED_BY_RANKS:
+        importlib.import_module(module)
 
 
 @dataclass(slots=True)
@@ -52,9 +60,10 @@ class Forked:
 
 
 class Zygote:
-    """Forks ranks on demand. It and its ranks end with this process, however that ends."""
+    """Forks ranks on demand. It and its ranks end with this process, however that ends, or with the block it is for."""
 
     def __init__(self) -> None:
+        import_for_ranks()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._codes: dict[int, int] = {}
         self._pid = os.fork()
@@ -63,8 +72,14 @@ class Zygote:
             _serve(theirs)
         theirs.close()
 
+    def __enter__(self) -> Zygote:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
     def start(self, folder: Path, local_rank: int, environment: Mapping[str, str]) -> Forked:
-        """A new rank: `giblet.training.worker.main(folder)` with `environment` on top of this process's own."""
+        """A new rank: `giblet.training.worker.main(folder)`, with `environment` on top of what this process had."""
         request = {"folder": str(folder), "local_rank": local_rank, "environment": dict(environment)}
         self._socket.send(json.dumps(request).encode())
         while (pid := self._read(None)) is None:

@@ -2,10 +2,7 @@
 
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,9 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from giblet.errors import ConfigError, GibletError
-from giblet.training import launch_processes, train
+from giblet.training import train
 from giblet.training.loop import Trainer
 from tests.support.prepared import make_prepared
+from tests.support.running import Running
 from tests.support.training import small_config
 
 EPOCHS, STEPS = 8, 16
@@ -73,37 +71,10 @@ def close(found, expected):
     assert found.best.step == expected.best.step
 
 
-class Running:
-    """A training run in processes of its own."""
-
-    def __init__(self, folder: Path, configuration, dataset: Path):
-        job, self.log = folder / "job.json", folder / f"{time.monotonic_ns()}.log"
-        job.write_text(configuration.model_dump_json())
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.support.run_training", str(job), str(dataset)]
-        with self.log.open("w") as stream:
-            self.process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
-
-    def step(self):
-        return max((int(n) for n in re.findall(r"INFO step .*?\bstep=(\d+) of", self.log.read_text())), default=0)
-
-    def ranks(self) -> list[int]:
-        """Processes that this one has started."""
-        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
-        return [int(pid) for pid in found.stdout.split()]
-
-    def signal_at(self, step: int, number: int) -> int:
-        """Wait for a step, send the signal; the exit code."""
-        while self.step() < step:
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.005)
-        self.process.send_signal(number)
-        return self.process.wait(120)
-
-
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(dataset, tmp_path, whole):
     running = Running(tmp_path, config(tmp_path, "whole"), dataset)
-    assert running.signal_at(5, signal.SIGKILL) == -signal.SIGKILL
+    running.until_step(5)
+    assert running.send(signal.SIGKILL) == -signal.SIGKILL
     result = train(config(tmp_path, "whole"), dataset_path=dataset)
     expected, its_tensors = whole
     assert result == expected
@@ -115,7 +86,8 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(dataset, tmp_path, 
 
 def test_two_ranks_asked_to_stop_save_and_one_rank_goes_on(dataset, tmp_path, whole):
     running = Running(tmp_path, config(tmp_path, "run", 2, "ddp"), dataset)
-    assert running.signal_at(3, signal.SIGTERM) == 143, running.log.read_text()
+    running.until_step(3)
+    assert running.send(signal.SIGTERM) == 143, running.log.read_text()
     assert "stopped as asked after step" in running.log.read_text()
     (end,) = [json.loads(path.read_text()) for path in tmp_path.glob("runs/run/starts/1.end.json")]
     assert end["exit_code"] == 143
@@ -138,7 +110,7 @@ def test_one_rank_stopped_and_two_sharded_ranks_go_on(dataset, tmp_path, whole, 
     monkeypatch.setattr(Trainer, "step", step)
     with pytest.raises(GibletError, match="stopped as asked after step 7"):
         train(config(tmp_path, "run"), dataset_path=dataset)
-    result = launch_processes(config(tmp_path, "run", 2, "fsdp"), dataset_path=dataset)
+    result = Running(tmp_path, config(tmp_path, "run", 2, "fsdp"), dataset).result()
     assert result.world_size == 2
     close(result, whole[0])
 
@@ -146,7 +118,7 @@ def test_one_rank_stopped_and_two_sharded_ranks_go_on(dataset, tmp_path, whole, 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_three_ranks_that_share_four_micro_batches_unevenly_train_alike(dataset, tmp_path, whole, sharding):
-    result = launch_processes(config(tmp_path, "run", 3, sharding), dataset_path=dataset)
+    result = Running(tmp_path, config(tmp_path, "run", 3, sharding), dataset).result()
     assert result.world_size == 3
     close(result, whole[0])
 
@@ -154,18 +126,18 @@ def test_three_ranks_that_share_four_micro_batches_unevenly_train_alike(dataset,
 @pytest.mark.slow
 def test_two_sharded_ranks_killed_and_resumed_equal_uninterrupted_bit_for_bit(dataset, tmp_path):
     url, other = tmp_path / "a", tmp_path / "b"
-    uninterrupted = launch_processes(config(other, "run", 2), dataset_path=dataset)
+    uninterrupted = Running(tmp_path, config(other, "run", 2), dataset).result()
     running = Running(tmp_path, config(url, "run", 2), dataset)
-    while running.step() < 3:
-        time.sleep(0.005)
+    running.until_step(3)
     ranks = running.ranks()
-    assert len(ranks) >= 2
-    assert running.signal_at(5, signal.SIGKILL) == -signal.SIGKILL
+    assert len(ranks) == 2
+    running.until_step(5)
+    assert running.send(signal.SIGKILL) == -signal.SIGKILL
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in ranks):  # none may train on beside the next start
-        assert time.monotonic() < deadline, "ranks outlived torchrun"
+        assert time.monotonic() < deadline, "ranks outlived what started them"
         time.sleep(0.05)
-    resumed = launch_processes(config(url, "run", 2), dataset_path=dataset)
+    resumed = Running(tmp_path, config(url, "run", 2), dataset).result()
     assert resumed == uninterrupted
     same_bits(tensors(url, "run"), tensors(other, "run"))
 
@@ -177,9 +149,9 @@ def test_a_fault_in_every_rank_is_told_once_as_what_it_is(dataset, tmp_path):
     )
     faulty = small_config(**{**faulty.model_dump(mode="json"), "model": {"voxels": 5}})
     with pytest.raises(ConfigError, match=r"model\.voxels is 5"):
-        launch_processes(faulty, dataset_path=dataset)
+        Running(tmp_path, faulty, dataset).result()
 
 
 def test_a_number_of_ranks_that_does_not_fit_is_refused_at_once(dataset, tmp_path):
     with pytest.raises(ConfigError, match="5 ranks are more than the 4 micro-batches"):
-        launch_processes(config(tmp_path, "run", 5), dataset_path=dataset)
+        Running(tmp_path, config(tmp_path, "run", 5), dataset).result()

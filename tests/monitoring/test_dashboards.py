@@ -10,8 +10,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -32,7 +30,6 @@ from giblet.verify import record, verify
 from giblet.verify.announce import tell_metrics, tell_verified
 from tests.support.monitoring import (
     DASHBOARDS,
-    REPOSITORY,
     RULES,
     Prometheus,
     Target,
@@ -44,6 +41,7 @@ from tests.support.monitoring import (
     serving_text,
 )
 from tests.support.prepared import make_prepared
+from tests.support.running import Running
 from tests.support.training import small_config
 
 BOARDS = {path.stem: json.loads(path.read_text()) for path in sorted(DASHBOARDS.glob("*.json"))}
@@ -57,40 +55,6 @@ class Scene:
 
     prometheus: Prometheus
     verifier: Metrics
-
-
-class Running:
-    """`giblet train` in processes of its own."""
-
-    def __init__(self, folder: Path, config: GibletConfig, dataset: Path, environment: dict[str, str]) -> None:
-        self.folder = folder
-        job, self.log = folder / "job.json", folder / f"{time.monotonic_ns()}.log"
-        job.write_text(config.model_dump_json())
-        command = ["nice", sys.executable, "-m", "tests.support.run_training", str(job), str(dataset)]
-        variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment}
-        with self.log.open("w") as stream:
-            self.process = subprocess.Popen(command, stdout=stream, stderr=stream, env=variables)
-
-    def wait_for(self, text: str) -> None:
-        """Until its log says so."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not re.search(text, self.log.read_text()):
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
-
-    def kill_a_rank(self) -> None:
-        """Kill one of the processes that train, and wait for what that brings about."""
-        command = ["ps", "-o", "pid=", "--ppid", str(self.process.pid)]
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-        os.kill(max(int(pid) for pid in found.stdout.split()), signal.SIGKILL)
-        self.process.wait(PATIENCE_SECONDS)
-
-    def stop(self) -> None:
-        """Ask it to stop, as Kubernetes does."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(PATIENCE_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +78,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         metrics = Metrics("movie")
         exporter = stack.enter_context(Exporter(metrics, 0, "127.0.0.1"))
         recorded = stack.enter_context(serving_text((Path(__file__).parent / "dcgm.prom").read_text()))
-        first = Running(folder, config, dataset, budget_environment(10, 10))
+        first = Running(folder, config, dataset, nice=10, **budget_environment(10, 10))
         stack.callback(first.stop)
         prometheus = Prometheus(
             folder / "prometheus",
@@ -126,11 +90,12 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         )
         stack.callback(prometheus.close)
         prometheus.wait_until_ready()
-        first.wait_for("checkpoint committed .*step=40")
-        first.kill_a_rank()
-        second = Running(folder, config, dataset, budget_environment(10, 9))
+        first.until_said("checkpoint committed .*step=40")
+        os.kill(max(first.ranks()), signal.SIGKILL)
+        first.exit_code()
+        second = Running(folder, config, dataset, nice=10, **budget_environment(10, 9))
         stack.callback(second.stop)
-        second.wait_for("resumed")
+        second.until_said("resumed")
         tell_verdicts(config, storage, metrics)
         yield Scene(prometheus, metrics)
 

@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from giblet.config import GibletConfig, load_config_data
+from tests.support.forked import children, forked, grandchildren, write_to
 
 DEADLINE_SECONDS: float = 250
 """Generous: it only bounds what hangs."""
@@ -61,8 +61,8 @@ class Node:
                 "PET_RDZV_ENDPOINT": endpoint, "PET_NNODES": "1:2", "PET_NPROC_PER_NODE": "1",
                 "PET_RDZV_CONF": "is_host=0,last_call_timeout=10,keep_alive_interval=1,keep_alive_max_attempt=8",
             }  # fmt: skip
-        arguments = (config.model_dump(mode="json"), str(dataset), str(self.log), self.environment, before)
-        self.process = _process(_node, arguments, fresh)
+        arguments = (config.model_dump(mode="json"), str(dataset), self.log, self.environment, before)
+        self.process = _spawned(*arguments) if fresh else forked(_node, *arguments)
         with _environment(self.environment if fresh else {}):
             self.process.start()
 
@@ -86,13 +86,11 @@ class Node:
 
     def ranks(self) -> list[int]:
         """Process ids of its ranks."""
-        zygotes = _children(self.process.pid)
-        return [pid for zygote in zygotes for pid in _children(zygote)]
+        return grandchildren(self.process.pid)
 
     def everything(self) -> list[int]:
         """Process ids of all that it started."""
-        zygotes = _children(self.process.pid)
-        return [*zygotes, *self.ranks()]
+        return [*children(self.process.pid), *self.ranks()]
 
     def signal(self, number: int) -> None:
         assert self.process.pid is not None
@@ -123,7 +121,7 @@ class Rendezvous:
         self.start()
 
     def start(self) -> None:
-        self.process = _process(_rendezvous, (self.port, str(self.log)))
+        self.process = forked(_rendezvous, self.port, self.log)
         self.process.start()
 
     def kill(self, number: int = signal.SIGKILL) -> int | None:
@@ -133,12 +131,8 @@ class Rendezvous:
         return self.process.exitcode
 
 
-def _process(target: Callable[..., None], arguments: tuple[Any, ...], fresh: bool = False) -> Any:
-    if fresh:
-        return multiprocessing.get_context("spawn").Process(target=target, args=arguments)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.nodes", "giblet.launch.run"])
-    return context.Process(target=target, args=arguments)
+def _spawned(*arguments: Any) -> Any:
+    return multiprocessing.get_context("spawn").Process(target=_node, args=arguments)
 
 
 @contextlib.contextmanager
@@ -150,17 +144,6 @@ def _environment(more: Mapping[str, str]) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _children(pid: int | None) -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(child) for child in found.stdout.split()]
-
-
-def _to(log: str) -> None:
-    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for number in (1, 2):
-        os.dup2(stream, number)
 
 
 SLOW_READS, SLOW_STEPS = "GIBLET_TEST_SLOW_READS", "GIBLET_TEST_SLOW_STEPS"
@@ -196,13 +179,13 @@ def _make_steps_slow(seconds: float) -> None:
 
 
 def _node(
-    config: dict[str, Any], dataset: str, log: str, environment: dict[str, str], before: Callable[[], object] | None
+    config: dict[str, Any], dataset: str, log: Path, environment: dict[str, str], before: Callable[[], object] | None
 ) -> None:
     from giblet.launch.run import launch
     from giblet.launch.settings import read_settings
     from giblet.telemetry import logs
 
-    _to(log)
+    write_to(log)
     os.environ.update(environment)
     if seconds := os.environ.get(SLOW_READS):
         _make_reads_slow(float(seconds))
@@ -216,10 +199,10 @@ def _node(
     sys.exit(launch(loaded, settings, dataset_path=Path(dataset)).exit_code)
 
 
-def _rendezvous(port: int, log: str) -> None:
+def _rendezvous(port: int, log: Path) -> None:
     from giblet.launch.server import serve_rendezvous
     from giblet.telemetry import logs
 
-    _to(log)
+    write_to(log)
     logs.configure()
     sys.exit(serve_rendezvous(port))
