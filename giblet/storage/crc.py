@@ -6,6 +6,8 @@ Appending n zero bytes multiplies the remainder by x^(8n) modulo the polynomial;
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,8 +29,26 @@ class Checksum:
     extend: Callable[[int, Array], int]
 
 
+def _library() -> Any:
+    """google_crc32c's own C function; None where its package is built otherwise.
+
+    Called by ctypes it lets the other threads run; `google_crc32c.extend` does so for none of our buffers.
+    """
+    try:
+        function = ctypes.CDLL(importlib.import_module("google_crc32c._crc32c").__file__).crc32c_extend
+    except (ImportError, OSError, AttributeError):
+        return None
+    function.argtypes, function.restype = (ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_uint32
+    return function
+
+
+_FUNCTION = _library()
+
+
 def _extend_crc32c(crc: int, data: Array) -> int:
-    return int(google_crc32c.extend(crc, data))
+    if _FUNCTION is None or not data.flags.c_contiguous:
+        return int(google_crc32c.extend(crc, data))
+    return int(_FUNCTION(crc, data.ctypes.data, data.nbytes))
 
 
 def crc32c(data: bytes | bytearray | memoryview, crc: int = 0) -> int:

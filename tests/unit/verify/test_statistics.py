@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from giblet.verify import statistics
-from giblet.verify.statistics import Meter, TensorStatistics, number_format
+from giblet.verify.statistics import Tally, TensorStatistics, number_format
 
 LIMIT = 1e6
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -18,7 +18,9 @@ FLOATS = ("float64", "float32", "float16", "bfloat16")
 def measure(tensor: torch.Tensor) -> TensorStatistics:
     form = number_format(str(tensor.dtype))
     assert form is not None
-    return Meter(LIMIT).measure(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), form)
+    tally = Tally(form, LIMIT)
+    tally.add(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tally.result()
 
 
 @np.errstate(over="ignore")
@@ -129,17 +131,17 @@ def test_merging_parts_equals_the_whole():
     assert_same(total, reference(tensor))
 
 
-def test_blocks_stay_within_the_scratch(monkeypatch):
+def test_blocks_are_joined(monkeypatch):
     """A tensor of many blocks gives what one of a few gives."""
     tensor = torch.randn(50_000, generator=torch.Generator().manual_seed(5)).to(torch.bfloat16)
     whole = measure(tensor)
-    monkeypatch.setattr(statistics, "BLOCK_ELEMENTS", 1024)
+    monkeypatch.setattr(statistics, "BLOCK_BYTES", 4096)
     assert_same(measure(tensor), whole)
 
 
 def test_complex_numbers_count_by_component():
     tensor = torch.tensor([1 + 0j, complex("nan"), 3j], dtype=torch.complex64)
-    found = Meter(LIMIT).measure(tensor.view(torch.float32).view(torch.uint8).numpy(), number_format("complex64"))
+    found = measure(tensor)
     assert (found.elements, found.nan, found.zero) == (6, 1, 3)
 
 
