@@ -15,12 +15,12 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import llvmlite.binding as llvm
 
-Kernel: TypeAlias = Callable[[int, int, float, Any], None]
-"""Takes the address of the elements, how many steps of `LANES`, the pivot, and a `Found` by reference to fill."""
+_VECTORS = '"min-legal-vector-width"="256" "prefer-vector-width"="256"'
+"""512 bits are a little faster, and slow the processor's clock down for the checksum that comes next."""
 
 LANES = 16
 """Elements of one step; what a block has beyond a multiple of them is not looked at."""
@@ -77,7 +77,7 @@ _LOOPS = {
 }  # fmt: skip
 
 _TEXT = """
-define void @measure(ptr %data, i64 %steps, double %pivot, ptr %found) {{
+define void @measure(ptr %data, i64 %steps, double %pivot, ptr %found) {vectors} {{
 start:
   %narrow = {narrowed}
   %one = insertelement <{L} x {real}> poison, {real} %narrow, i64 0
@@ -147,9 +147,74 @@ end:
 """
 
 
+_SCAN = """
+define i64 @scan(ptr %run, ptr %found) {{
+start:
+  %file = load i64, ptr %run
+  {fields}
+  %file.int = trunc i64 %file to i32
+  %part = alloca {{ i64, i64, double, double }}
+  br label %block
+
+block:
+  %at = phi i64 [ %first, %start ], [ %after, %merge ]
+  %crc = phi i64 [ 0, %start ], [ %crc.masked, %merge ]
+  %left = sub i64 %stop, %at
+  %wanted = call i64 @llvm.umin.i64(i64 %left, i64 %block.bytes)
+  %got = call i64 %read(i32 %file.int, ptr %buffer, i64 %wanted, i64 %at)
+  %short = icmp ne i64 %got, %wanted
+  br i1 %short, label %end, label %hash
+
+hash:
+  %crc.next = call i64 %extend(i64 %crc, ptr %buffer, i64 %got)
+  %crc.masked = and i64 %crc.next, 4294967295
+  %steps = udiv i64 %got, {step_bytes}
+  call void @measure(ptr %buffer, i64 %steps, double %pivot, ptr %part)
+  br label %merge
+
+merge:
+  {merged}
+  %after = add i64 %at, %got
+  %more = icmp ult i64 %after, %stop
+  br i1 %more, label %block, label %end
+
+end:
+  %done = phi i64 [ %at, %block ], [ %after, %merge ]
+  %crc.last = phi i64 [ %crc, %block ], [ %crc.masked, %merge ]
+  store i64 %crc.last, ptr %run.crc
+  ret i64 %done
+}}
+"""
+
+
+def _scan_source(loop: _Loop) -> str:
+    fields = []
+    for index, (name, kind) in enumerate(
+        [("first", "i64"), ("stop", "i64"), ("block.bytes", "i64"), ("pivot", "double"), ("buffer", "ptr"),
+         ("read", "ptr"), ("extend", "ptr")], start=1
+    ):  # fmt: skip
+        fields += [f"%p{index} = getelementptr i64, ptr %run, i64 {index}", f"%{name} = load {kind}, ptr %p{index}"]
+    fields.append("%run.crc = getelementptr i64, ptr %run, i64 8")
+    joins = {
+        "i64": "add i64 %a{i}, %b{i}",
+        "double": "fadd double %a{i}, %b{i}",
+        "top": "call i64 @llvm.umax.i64(i64 %a{i}, i64 %b{i})",
+    }
+    merged = []
+    for i, how in enumerate(("top", "i64", "double", "double")):
+        kind = "double" if how == "double" else "i64"
+        merged += [
+            f"%f{i} = getelementptr i64, ptr %found, i64 {i}", f"%g{i} = getelementptr i64, ptr %part, i64 {i}",
+            f"%a{i} = load {kind}, ptr %f{i}", f"%b{i} = load {kind}, ptr %g{i}",
+            f"%c{i} = {joins[how].format(i=i)}", f"store {kind} %c{i}, ptr %f{i}",
+        ]  # fmt: skip
+    step_bytes = LANES * loop.bits // 8
+    return _SCAN.format(fields="\n  ".join(fields), merged="\n  ".join(merged), step_bytes=step_bytes)
+
+
 def _source(loop: _Loop) -> str:
     return _TEXT.format(
-        L=LANES, B=loop.bits, real=loop.real, suffix="f64" if loop.real == "double" else "f32",
+        vectors=_VECTORS, L=LANES, B=loop.bits, real=loop.real, suffix="f64" if loop.real == "double" else "f32",
         row_steps=ROW // LANES, magnitude=loop.magnitude, number=loop.number,
         narrowed=_cast("fptrunc", "double", loop.real, "%pivot"),
         wide_zeros=_cast("zext", f"{_V}i{loop.bits}>", f"{_V}i64>", "%zeros"),
@@ -176,19 +241,50 @@ class Found(ctypes.Structure):
     square: float
 
 
+class Run(ctypes.Structure):
+    """Bytes `[first, stop)` of an open file, to be read through a buffer of `block_bytes`, hashed and measured.
+
+    `read` is the address of pread, `extend` that of a checksum's C function. `crc` is filled in.
+    """
+
+    _fields_: ClassVar = [
+        ("file", ctypes.c_int64), ("first", ctypes.c_int64), ("stop", ctypes.c_int64), ("block_bytes", ctypes.c_int64),
+        ("pivot", ctypes.c_double), ("buffer", ctypes.c_void_p), ("read", ctypes.c_void_p),
+        ("extend", ctypes.c_void_p), ("crc", ctypes.c_int64),
+    ]  # fmt: skip
+    crc: int
+
+
+PREAD = ctypes.cast(ctypes.CDLL(None).pread, ctypes.c_void_p).value or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """The compiled loops for a format's elements. Both let other threads run.
+
+    `measure` takes the address of the elements, how many steps of `LANES`, the pivot, and a `Found` by reference to
+    fill. `scan` takes a `Run` and an empty `Found` by reference, adds up what it measures, and returns where it ended.
+    """
+
+    measure: Callable[[int, int, float, Any], None]
+    scan: Callable[[Any, Any], int]
+
+
 @lru_cache
 def kernel(name: str) -> Kernel:
-    """The loop for a format's elements."""
+    """Compile the loops for a format."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
     )
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(_source(_LOOPS[name])), machine)
+    module = llvm.parse_assembly(_source(_LOOPS[name]) + _scan_source(_LOOPS[name]))
+    engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
     _kept.append(engine)
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p)
-    return kind(engine.get_function_address("measure"))
+    measure = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p)
+    scan = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+    return Kernel(measure(engine.get_function_address("measure")), scan(engine.get_function_address("scan")))
 
 
 _kept: list[Any] = []

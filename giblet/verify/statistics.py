@@ -20,7 +20,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from giblet.verify.kernels import LANES, Found, Kernel, kernel
+from giblet.storage.crc import Checksum
+from giblet.verify.kernels import LANES, PREAD, Found, Kernel, Run, kernel
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -140,9 +141,10 @@ class Tally:
     """The statistics of one tensor's elements, block by block.
 
     `limit`: a finite floating-point element with a larger absolute value counts as over it. Integers never do.
+    `pivot`: about the mean, where it is known.
     """
 
-    def __init__(self, form: NumberFormat, limit: float) -> None:
+    def __init__(self, form: NumberFormat, limit: float, pivot: float = 0.0) -> None:
         self._form, self._limit = form, math.inf if form.kind == "integer" else limit
         self._name = "float32" if form.kind == "byte" else _COMPONENT.get(form.name, form.name)
         self._codes = form.name in _CODES
@@ -150,6 +152,7 @@ class Tally:
         self._kernel = None if wide_integers else kernel("uint8" if form.name == "bool" else self._name)
         self._item_bytes = np.dtype(form.numpy).itemsize
         self._pivot, self._found = 0.0, Found()
+        self._move(pivot)
         self._least = _UNDERFLOW.get(self._name, _UNDERFLOW_SINGLE)
         self._whole = TensorStatistics()
 
@@ -166,15 +169,34 @@ class Tally:
             else:
                 self._take(self._kernel, block, self._form, self._item_bytes)
 
+    def scan(self, file: int, first: int, stop: int, buffer: Array, checksum: Checksum) -> int | None:
+        """Take in bytes `[first, stop)` of an open file, read and hashed on the way; their checksum.
+
+        None, and nothing taken in, where they are not all there or deserve a closer look: then `add` them.
+        """
+        if self._kernel is None or self._form.kind == "byte" or not checksum.address:
+            return None
+        run = Run(file, first, stop, BLOCK_BYTES, self._pivot, buffer.ctypes.data, PREAD, checksum.address, 0)
+        self._found = Found()
+        size, step = stop - first, LANES * self._item_bytes
+        if size < step or self._kernel.scan(ctypes.byref(run), ctypes.byref(self._found)) != stop:
+            return None
+        if not self._trust(size // step * LANES):
+            return None
+        if size % step:
+            last = (size - 1) % BLOCK_BYTES + 1
+            self._look_closely(numbers(buffer[last - size % step : last - size % self._item_bytes], self._form))
+        return run.crc
+
     def result(self) -> TensorStatistics:
         """What was found so far."""
         return self._whole
 
-    def _take(self, measure: Kernel, data: Array, form: NumberFormat, item_bytes: int) -> None:
+    def _take(self, loop: Kernel, data: Array, form: NumberFormat, item_bytes: int) -> None:
         steps = data.size // (LANES * item_bytes)
         stop = steps * LANES * item_bytes
         if steps:
-            measure(data.ctypes.data, steps, self._pivot, ctypes.byref(self._found))
+            loop.measure(data.ctypes.data, steps, self._pivot, ctypes.byref(self._found))
             if not self._trust(steps * LANES):
                 self._look_closely(numbers(data[:stop], form))
         if stop < data.size:

@@ -28,6 +28,7 @@ SPAN_BYTES = 4 * 1024 * 1024
 FOLDER_SPAN_BYTES = 32 * 1024 * 1024
 """Of a folder's files, which are read a block at a time: few spans, so that the threads seldom wait for Python."""
 
+_WORTH_BYTES = 4096
 REMOTE_READS = 4
 """Ranges asked for at a time where each costs a round trip."""
 
@@ -183,6 +184,8 @@ class _Crew:
     ) -> None:
         self._storage, self._limit, self._formats, self._sizes = storage, magnitude_limit, formats, sizes
         self._own = threading.local()
+        self._means: dict[str, float] = {}
+        """Of each tensor's newest run: what little the next one's sums should be about."""
         self._readers: list[Reader] = []
         self._counted: list[dict[str, Distribution]] = []
         local = Reader(storage, 0).local
@@ -210,13 +213,44 @@ class _Crew:
             self._readers.append(self._own.reader)
             self._counted.append(self._own.counted)
         reader: Reader = self._own.reader
-        blocks = _in_place(reader, span) if reader.local else _fetched(reader, span)
-        return [self._measure_run(span.item, run, parts) for run, parts in blocks]
+        if reader.local:
+            return [
+                self._scanned(reader, span.item, run) or self._in_blocks(reader, span.item, run) for run in span.runs
+            ]
+        first, last = span.runs[0].start, span.runs[-1].stop
+        data = reader.read(span.item.key, span.item.begin + first, span.item.begin + last)
+        return [self._measure_run(span.item, run, [data[run.start - first : run.stop - first]]) for run in span.runs]
+
+    def _scanned(self, reader: Reader, item: StoredObject, run: _Run) -> _Measured | None:
+        """A run of one tensor in one go, without Python between its blocks, if there is nothing suspicious in it."""
+        if len(run.chunks) != 1 or self._sizes or (run.stop - run.start) < _WORTH_BYTES:
+            return None
+        name = item.chunks[run.chunks[0]].tensor
+        tally = self._tally(self._formats[name], is_second_moment(name), self._means.get(name, 0.0))
+        try:
+            file, buffer = reader.opened(item.key)
+        except FileNotFoundError:
+            return None
+        crc = tally.scan(file, item.begin + run.start, item.begin + run.stop, buffer, item.checksum)
+        if crc is None:
+            return None
+        found = tally.result()
+        self._means[name] = found.mean
+        return _Measured(run, crc, run.stop - run.start, {name: found})
+
+    def _in_blocks(self, reader: Reader, item: StoredObject, run: _Run) -> _Measured:
+        starts = range(item.begin + run.start, item.begin + run.stop, BLOCK_BYTES)
+        stop = item.begin + run.stop
+        return self._measure_run(item, run, (reader.read(item.key, at, min(at + BLOCK_BYTES, stop)) for at in starts))
+
+    def _tally(self, form: NumberFormat, squares: bool, mean: float = 0.0) -> Tally:
+        return Tally(form, self._limit**2 if squares else self._limit, mean)
 
     def _measure_run(self, item: StoredObject, run: _Run, parts: Iterable[Array]) -> _Measured:
         owners = {item.chunks[index].tensor: self._formats[item.chunks[index].tensor] for index in run.chunks}
         kinds = {name: (form, is_second_moment(name)) for name, form in owners.items()}
-        tallies = {kind: Tally(kind[0], self._limit**2 if kind[1] else self._limit) for kind in set(kinds.values())}
+        mean = max((self._means.get(name, 0.0) for name in owners), default=0.0)
+        tallies = {kind: self._tally(*kind, mean) for kind in set(kinds.values())}
         hashed = item.crc is not None or any(item.chunks[index].crcs for index in run.chunks)
         extend, crc, length = item.checksum.extend, 0, 0
         for part in parts:
@@ -228,6 +262,8 @@ class _Crew:
             for name in owners.keys() & self._sizes.keys():
                 self._count(name, part)
         found = {kind: tally.result() for kind, tally in tallies.items()}
+        for name, kind in kinds.items():
+            self._means[name] = found[kind].mean
         return _Measured(run, crc, length, {name: found[kind] for name, kind in kinds.items()})
 
     def _count(self, name: str, part: Array) -> None:
@@ -235,31 +271,6 @@ class _Crew:
         if name not in counted:
             counted[name] = distribution(self._formats[name], self._sizes[name])
         counted[name].add(part[: part.size - part.size % self._formats[name].item_bytes])
-
-
-def _in_place(reader: Reader, span: _Span) -> Iterator[tuple[_Run, Iterator[Array]]]:
-    """A folder: blocks that fit a core's cache, each measured while it is warm."""
-    begin = span.item.begin
-
-    def blocks(run: _Run) -> Iterator[Array]:
-        for start in range(run.start, run.stop, BLOCK_BYTES):
-            yield reader.read(span.item.key, begin + start, begin + min(start + BLOCK_BYTES, run.stop))
-
-    for run in span.runs:
-        yield run, blocks(run)
-
-
-def _fetched(reader: Reader, span: _Span) -> Iterator[tuple[_Run, Iterator[Array]]]:
-    """An object store: one request for the span, then the same blocks out of memory."""
-    first, last = span.runs[0].start, span.runs[-1].stop
-    data = reader.read(span.item.key, span.item.begin + first, span.item.begin + last)
-
-    def blocks(run: _Run) -> Iterator[Array]:
-        for start in range(run.start, run.stop, BLOCK_BYTES):
-            yield data[start - first : min(start + BLOCK_BYTES, run.stop) - first]
-
-    for run in span.runs:
-        yield run, blocks(run)
 
 
 class _Joiner:
