@@ -155,8 +155,7 @@ def _facts(state: Mapping[str, Any]) -> tuple[Dimensions | None, float | None]:
         except (TypeError, ValueError):
             dimensions = None
     tr_seconds = recorded.get("tr_seconds")
-    usable = isinstance(tr_seconds, (int, float)) and tr_seconds > 0
-    return dimensions, float(tr_seconds) if usable else None
+    return dimensions, float(tr_seconds) if isinstance(tr_seconds, (int, float)) and tr_seconds > 0 else None
 
 
 def _hrf_taps(config: GibletConfig | None, tr_seconds: float | None) -> int | None:

@@ -269,7 +269,7 @@ def byte_values(name: str) -> Array:
     """The 256 numbers of an 8-bit float (float32), as the OCP's and ONNX's tables have them."""
     codes = np.arange(256)
     if name == "float8_e8m0fnu":
-        return np.append(np.exp2(codes[:255] - 127.0), np.nan).astype(np.float32)
+        return np.asarray(np.append(np.exp2(codes[:255] - 127.0), np.nan).astype(np.float32))
     exponent_bits, bias = _FLOAT8[name]
     mantissa_bits = 7 - exponent_bits
     exponent, fraction = (codes & 127) >> mantissa_bits, (codes & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
@@ -281,7 +281,7 @@ def byte_values(name: str) -> Array:
         values[(codes & 127) > 0x7C], values[0x7C], values[0xFC] = np.nan, np.inf, -np.inf
     else:
         values[[0x7F, 0xFF]] = np.nan
-    return values.astype(np.float32)
+    return np.asarray(values.astype(np.float32))
 
 
 def magnitude_of(pattern: int, name: str) -> float:
