@@ -96,11 +96,18 @@ def _multiply(a: int, b: int, polynomial: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _power(zero_bytes: int, polynomial: int) -> int:
-    """x^(8 · zero_bytes) modulo the polynomial, by squaring."""
-    result, square, exponent = 1 << 31, 1 << 30, 8 * zero_bytes
-    while exponent:
-        if exponent & 1:
-            result = _multiply(square, result, polynomial)
-        square = _multiply(square, square, polynomial)
-        exponent >>= 1
+    """x^(8 · zero_bytes) modulo the polynomial."""
+    result = 1 << 31
+    for doublings in range(zero_bytes.bit_length()):
+        if zero_bytes >> doublings & 1:
+            result = _multiply(_doubled(doublings, polynomial), result, polynomial)
     return result
+
+
+@lru_cache
+def _doubled(doublings: int, polynomial: int) -> int:
+    """x^8, squared so many times."""
+    if not doublings:
+        return 1 << 23
+    root = _doubled(doublings - 1, polynomial)
+    return _multiply(root, root, polynomial)

@@ -25,7 +25,7 @@ from giblet.verify.kernels import LANES, PREAD, Found, Kernel, Run, kernel
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-BLOCK_BYTES = 512 * 1024
+BLOCK_BYTES = 256 * 1024
 """Bytes read, hashed and measured at once: they stay in a core's second-level cache."""
 
 _CANCELLATION = 1e-2
