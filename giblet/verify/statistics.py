@@ -176,15 +176,16 @@ class Tally:
         """
         if self._kernel is None or self._form.kind == "byte" or not checksum.address:
             return None
-        run = Run(file, first, stop, BLOCK_BYTES, self._pivot, buffer.ctypes.data, PREAD, checksum.address, 0)
-        self._found = Found()
         size, step = stop - first, LANES * self._item_bytes
+        block_bytes = buffer.size - buffer.size % step
+        run = Run(file, first, stop, block_bytes, self._pivot, buffer.ctypes.data, PREAD, checksum.address, 0)
+        self._found = Found()
         if size < step or self._kernel.scan(ctypes.byref(run), ctypes.byref(self._found)) != stop:
             return None
         if not self._trust(size // step * LANES):
             return None
         if size % step:
-            last = (size - 1) % BLOCK_BYTES + 1
+            last = (size - 1) % block_bytes + 1
             self._look_closely(numbers(buffer[last - size % step : last - size % self._item_bytes], self._form))
         return run.crc
 

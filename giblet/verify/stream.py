@@ -29,6 +29,8 @@ FOLDER_SPAN_BYTES = 32 * 1024 * 1024
 """Of a folder's files, which are read a block at a time: few spans, so that the threads seldom wait for Python."""
 
 _WORTH_BYTES = 4096
+"""Shorter runs are not worth a call."""
+
 REMOTE_READS = 4
 """Ranges asked for at a time where each costs a round trip."""
 
@@ -219,7 +221,9 @@ class _Crew:
             ]
         first, last = span.runs[0].start, span.runs[-1].stop
         data = reader.read(span.item.key, span.item.begin + first, span.item.begin + last)
-        return [self._measure_run(span.item, run, [data[run.start - first : run.stop - first]]) for run in span.runs]
+        return [
+            self._measure_run(span.item, run, _cut(data[run.start - first : run.stop - first])) for run in span.runs
+        ]
 
     def _scanned(self, reader: Reader, item: StoredObject, run: _Run) -> _Measured | None:
         """A run of one tensor in one go, without Python between its blocks, if there is nothing suspicious in it."""
@@ -271,6 +275,12 @@ class _Crew:
         if name not in counted:
             counted[name] = distribution(self._formats[name], self._sizes[name])
         counted[name].add(part[: part.size - part.size % self._formats[name].item_bytes])
+
+
+def _cut(data: Array) -> Iterator[Array]:
+    """Blocks that fit a core's cache, each hashed and measured while it is warm."""
+    for start in range(0, data.size, BLOCK_BYTES):
+        yield data[start : start + BLOCK_BYTES]
 
 
 class _Joiner:

@@ -167,11 +167,10 @@ def test_a_file_scanned_in_one_go_is_what_its_bytes_are(dtype, size, scale, offs
     tensor = (values if dtype in FLOATS else values.nan_to_num().clamp(-100, 100).abs()).to(getattr(torch, dtype))
     data = tensor.view(torch.uint8).numpy()
     with tempfile.TemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "BLOCK_BYTES", 4096)
+        patch.setattr(statistics, "BLOCK_BYTES", 4096)  # for what is looked at again; a scan takes the buffer's
         file.write(b"x" * before + data.tobytes() + b"after")
         file.flush()
-        tally = Tally(number_format(dtype), LIMIT, offset)
-        buffer = np.empty(4096, np.uint8)
+        buffer = np.empty(4100, np.uint8)
         for checksum, wanted in ((CRC32C, google_crc32c.value(data.tobytes())), (CRC32, zlib.crc32(data))):
             tally = Tally(number_format(dtype), LIMIT, offset)
             crc = tally.scan(file.fileno(), before, before + data.size, buffer, checksum)
