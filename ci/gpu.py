@@ -29,7 +29,7 @@ from giblet.data.hrf import hrf_kernel
 from giblet.data.manifest import MANIFEST_NAME, ArrayFile, Manifest
 from giblet.data.prepared import PreparedDataset, file_sha256
 from giblet.models import Dimensions, MultimodalAutoencoder, resolve_dimensions
-from giblet.models.structure import meta_model
+from giblet.models.build import meta_model
 from giblet.training.checkpointing import load_newest, training_tensors
 from giblet.training.heartbeat import Heartbeat
 from giblet.training.loop import Trainer, open_store

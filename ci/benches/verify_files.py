@@ -19,7 +19,7 @@ import torch
 from giblet.checkpoint.layout import CheckpointRef
 from giblet.checkpoint.manifest import Chunk, Manifest, ObjectRecord, TensorRecord
 from giblet.config import load_config
-from giblet.models.structure import meta_model
+from giblet.models.build import meta_model
 
 POOL_BYTES = 32 * 1024 * 1024
 BLOCK_BYTES = 8 * 1024 * 1024

@@ -9,13 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from giblet.models.dimensions import CODE_FEATURES, CODES
 from giblet.models.norm import NormKind, block
 
 AudioObjective = Literal["classify", "regress"]
-CODES = 1024
-"""Entries of an EnCodec codebook (10 bits)."""
-CODE_FEATURES = 16
-"""Width of a code position's features in the classifying audio head."""
 
 
 def _fill_normal(weight: Tensor, std: float) -> None:

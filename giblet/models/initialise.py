@@ -12,7 +12,8 @@ import math
 import torch
 from torch import nn
 
-from giblet.models.decoders import CODE_FEATURES, AudioCodebook
+from giblet.models.decoders import AudioCodebook
+from giblet.models.dimensions import CODE_FEATURES
 from giblet.models.encoders import VoxelHead
 from giblet.models.norm import BatchNorm
 

@@ -12,9 +12,8 @@ from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
-import torch
 
-from giblet.verify.statistics import Array, NumberFormat, byte_values, magnitude_of
+from giblet.verify.statistics import Array, NumberFormat, byte_values, magnitude_of, numbers
 
 BINS = 4096
 KEPT_ELEMENTS = 16_384
@@ -70,7 +69,7 @@ class Kept:
 
     def add(self, data: Array) -> None:
         """See `Distribution`."""
-        values = _numbers(data, self.form)
+        values = numbers(data, self.form)
         self._parts.append(values[np.isfinite(values)])
 
     def merge(self, other: Distribution) -> None:
@@ -152,18 +151,6 @@ def _cumulated(counts: Array) -> Array:
     return np.concatenate([[0], np.cumsum(counts)])
 
 
-def _numbers(data: Array, form: NumberFormat) -> Array:
-    """The elements as float64."""
-    if form.kind == "byte":
-        return np.asarray(byte_values(form.name)[data].astype(np.float64))
-    values = data.view(form.numpy)
-    if form.kind == "integer":
-        return np.asarray(values.astype(np.float64))
-    if form.name == "bfloat16":
-        return np.asarray((values.astype(np.uint32) << 16).view(np.float32).astype(np.float64))
-    return np.asarray(values.view(values.dtype.str.replace("u", "f")).astype(np.float64))
-
-
 def _codes(data: Array, form: NumberFormat, stride: int) -> Array:
     """The bin of every `stride`-th element."""
     if form.kind == "byte":
@@ -186,7 +173,7 @@ def _bins(form: NumberFormat) -> tuple[Array, Array]:
         first = -128 if form.name == "int8" else 0
         return np.arange(first, first + 257) - 0.5, np.arange(first, first + 256) % 256
     name = form.name if form.name in ("float16", "bfloat16") else "float32"
-    shift = getattr(torch, name).itemsize * 8 - 12
+    shift = (32 if name == "float32" else 16) - 12
     lower = [magnitude_of(code << shift, name) for code in range(BINS // 2)]
     finite = [value for value in lower if np.isfinite(value)]
     upper = [*finite, 2 * finite[-1] - finite[-2]]

@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
 from giblet.config.schema import GibletConfig
 from giblet.errors import ConfigError
-from giblet.models.build import Dimensions, resolve_dimensions
-from giblet.models.structure import (
-    ExpectedTensor,
-    explained_zero_tensors,
-    meta_model,
-    zero_gradient_parameters,
-)
+from giblet.models.dimensions import Dimensions, resolve_dimensions
+from giblet.models.structure import ExpectedTensor, Structure
 
 OPTIMIZER_STATES = ("exp_avg", "exp_avg_sq", "step")
 _BRANCHES = {
@@ -46,7 +38,7 @@ class Expectation:
         config: GibletConfig | None,
         dimensions: Dimensions | None,
         step: int | None,
-        hrf_kernel: torch.Tensor | None = None,
+        hrf_taps: int | None = None,
     ) -> Expectation:
         """From a configuration and the dimensions that it leaves open.
 
@@ -56,30 +48,20 @@ class Expectation:
         if config is not None:
             try:
                 resolve_dimensions(config, dimensions)
-                if config.data.hrf.kind == "fir" and hrf_kernel is None:
+                if config.data.hrf.kind == "fir" and hrf_taps is None:
                     raise ConfigError("the kernels of data.hrf.kind fir depend on the TR, which is not known")
             except ConfigError as error:
                 known, reason = False, f"the configuration leaves the model open: {error.message}"
-        used, kernel = (config, hrf_kernel) if known and config is not None else (_any_config(config), torch.ones(2))
-        widths = dimensions if known else Dimensions(1, 1, 1, 1, 1, 1, 1)
-        model = meta_model(used, widths, hrf_kernel=kernel)
-        steps = 1 if step is None else step
-        zero = explained_zero_tensors(used, widths, hrf_kernel=kernel, trained_steps=steps)
+        used, taps = (config, hrf_taps) if known and config is not None else (_any_config(config), 2)
+        structure = Structure(used, dimensions if known else Dimensions(1, 1, 1, 1, 1, 1, 1), hrf_taps=taps)
         untrained = _untrained_branches(used)
-        parameters = tuple(name for name, _ in model.named_parameters())
-        still = {*zero_gradient_parameters(model), *(name for name in parameters if name.startswith(untrained))}
-        zero |= {name for name in parameters if name.startswith(untrained) and name.endswith(".bias")}
+        parameters = tuple(structure.parameters)
+        branches = {name for name in parameters if name.startswith(untrained)}
+        zero = structure.zero(1 if step is None else step) | {name for name in branches if name.endswith(".bias")}
         return cls(
-            _described(model) if known else None,
-            parameters, frozenset(zero), frozenset(still), "" if known else reason,
+            structure.tensors if known else None,
+            parameters, frozenset(zero), frozenset(structure.still | branches), "" if known else reason,
         )  # fmt: skip
-
-
-def _described(model: nn.Module) -> dict[str, ExpectedTensor]:
-    return {
-        name: ExpectedTensor(name, tuple(value.shape), str(value.dtype).removeprefix("torch."))
-        for name, value in model.state_dict().items()
-    }
 
 
 def _any_config(config: GibletConfig | None) -> GibletConfig:

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import ValidationError
 
 from giblet.config.schema import CheckpointConfig, GibletConfig
-from giblet.models.build import Dimensions
+from giblet.models.dimensions import Dimensions
 from giblet.storage import Storage
 from giblet.telemetry.logs import get_logger
 from giblet.telemetry.progress import progress
@@ -111,20 +110,20 @@ def _judged(
         return [*checks, *skipped], {}
     from giblet.verify.restoring import restoring_checks  # brings in what scores, which the rest does without
 
-    facts = _facts(source.state, config, kernels=("fir", "convolve"))
-    more, scores = restoring_checks(evidence, *facts, dataset, device)
+    dimensions, tr_seconds = _facts(source.state)
+    more, scores = restoring_checks(evidence, dimensions, tr_seconds, dataset, device)
     return [*checks, *more], scores
 
 
 def gather(source: Source, result: StreamResult, config: GibletConfig | None, limit: float) -> Evidence:
     """All that the checks look at."""
-    dimensions, kernel = _facts(source.state, config, kernels=("fir",))
+    dimensions, tr_seconds = _facts(source.state)
     schedule = source.state.get("schedule")
     steps = schedule.get("steps_per_epoch") if isinstance(schedule, Mapping) else None
     return Evidence(
         source=source,
         result=result,
-        expectation=Expectation.of(config, dimensions, source.step, kernel),
+        expectation=Expectation.of(config, dimensions, source.step, _hrf_taps(config, tr_seconds)),
         config=config,
         magnitude_limit=limit,
         steps_per_epoch=steps if isinstance(steps, int) else None,
@@ -142,13 +141,8 @@ def recorded_config(source: Source) -> GibletConfig | None:
     return None
 
 
-def _facts(
-    state: Mapping[str, Any], config: GibletConfig | None, *, kernels: tuple[str, ...]
-) -> tuple[Dimensions | None, torch.Tensor | None]:
-    """The data's dimensions and the haemodynamic kernel, from what training recorded of its dataset.
-
-    The kernel is made for models of the kinds in `kernels`; one that convolves has no tensors for it.
-    """
+def _facts(state: Mapping[str, Any]) -> tuple[Dimensions | None, float | None]:
+    """The data's dimensions and its TR in seconds, from what training recorded of its dataset."""
     recorded = state.get("dataset")
     if not isinstance(recorded, Mapping):
         return None, None
@@ -161,11 +155,16 @@ def _facts(
         except (TypeError, ValueError):
             dimensions = None
     tr_seconds = recorded.get("tr_seconds")
-    if config is None or config.data.hrf.kind not in kernels or not isinstance(tr_seconds, (int, float)):
-        return dimensions, None
-    from giblet.data.hrf import hrf_kernel  # scipy, for its integral
+    return dimensions, float(tr_seconds) if isinstance(tr_seconds, (int, float)) and tr_seconds > 0 else None
 
-    return dimensions, hrf_kernel(config, float(tr_seconds))
+
+def _hrf_taps(config: GibletConfig | None, tr_seconds: float | None) -> int | None:
+    """How many TRs a learned haemodynamic kernel covers; None for a model without one."""
+    if config is None or tr_seconds is None or config.data.hrf.kind != "fir":
+        return None
+    from giblet.data.hrf import kernel_taps  # scipy, for its integral
+
+    return kernel_taps(tr_seconds, config.data.hrf.duration_seconds)
 
 
 def _kinds(source: Source) -> dict[str, str]:

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from giblet.config.schema import GibletConfig
 from giblet.data.ensure import published_place
+from giblet.data.hrf import hrf_kernel
 from giblet.data.prepared import PreparedDataset
 from giblet.data.transfer import fetch, is_published
 from giblet.errors import ConfigError, DataError
 from giblet.evaluate.heldout import NonFiniteOutputError, heldout_score
 from giblet.models.autoencoder import MultimodalAutoencoder
-from giblet.models.build import Dimensions, build_model
+from giblet.models.build import build_model
+from giblet.models.dimensions import Dimensions
 from giblet.models.encoders import VoxelHead
 from giblet.verify.checks import Evidence
 from giblet.verify.report import Check
@@ -33,7 +35,7 @@ _ABSOLUTE_SHARE = {"bold_correlation": 1.0, "token_accuracy": 1.0}
 def restoring_checks(
     evidence: Evidence,
     dimensions: Dimensions | None,
-    hrf_kernel: Tensor | None,
+    tr_seconds: float | None,
     dataset: str | Path | None,
     device: str,
 ) -> tuple[list[Check], dict[str, float]]:
@@ -42,7 +44,7 @@ def restoring_checks(
     if config is None or evidence.expectation.tensors is None:
         why = f"not tried: {evidence.expectation.reason}"
         return [Check("restores", "skipped", why), Check("scores", "skipped", why)], {}
-    model = empty_model(config, dimensions, hrf_kernel)
+    model = empty_model(config, dimensions, None if tr_seconds is None else hrf_kernel(config, tr_seconds))
     fault = load_weights(evidence.source, model)
     if fault:
         return [Check("restores", "failed", fault), Check("scores", "skipped", "it does not restore")], {}

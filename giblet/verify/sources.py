@@ -21,6 +21,7 @@ from giblet.storage.crc import CRC32C, Checksum
 from giblet.verify.statistics import Array, NumberFormat, number_format
 
 WEIGHTS = "model."
+_PAGE_BYTES = 4096
 Kind = Literal["giblet", "safetensors", "torch", "dcp"]
 
 
@@ -131,7 +132,7 @@ class Reader:
     def __init__(self, storage: Storage, buffer_bytes: int) -> None:
         self._storage = storage
         self.local = _is_folder(storage.url)
-        self._buffer = np.empty(buffer_bytes if self.local else 0, np.uint8)
+        self._buffer = _aligned(buffer_bytes if self.local else 0)
         self._key: str | None = None
         self._file = -1
 
@@ -144,14 +145,19 @@ class Reader:
         except KeyError:
             return np.empty(0, np.uint8)
 
-    def _read_file(self, key: str, start: int, stop: int) -> Array:
+    def opened(self, key: str) -> tuple[int, Array]:
+        """A folder's file, open, and the buffer to read it through. Raises `FileNotFoundError`."""
         if key != self._key:
             self.close()
-            try:
-                self._file = os.open(Path(self._storage.url) / key, os.O_RDONLY)
-            except FileNotFoundError:
-                return self._buffer[:0]
+            self._file = os.open(Path(self._storage.url) / key, os.O_RDONLY)
             self._key = key
+        return self._file, self._buffer
+
+    def _read_file(self, key: str, start: int, stop: int) -> Array:
+        try:
+            self.opened(key)
+        except FileNotFoundError:
+            return self._buffer[:0]
         done = 0
         wanted = self._buffer[: stop - start].data
         while done < len(wanted):
@@ -166,6 +172,13 @@ class Reader:
         if self._file >= 0:
             os.close(self._file)
         self._file, self._key = -1, None
+
+
+def _aligned(size: int) -> Array:
+    """Bytes that begin where a page does, so that no vector lies across two lines of the cache."""
+    room = np.empty(size + _PAGE_BYTES, np.uint8)
+    begin = -room.ctypes.data % _PAGE_BYTES
+    return room[begin : begin + size]
 
 
 class ObjectFile(io.RawIOBase):

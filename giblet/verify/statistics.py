@@ -1,42 +1,39 @@
 """Exact counts and moments of a tensor's bytes, block by block, near the speed of memory.
 
-The counts are taken on bit patterns. Shifting the sign of an IEEE number out (`bits << 1`) leaves an unsigned integer
-that sorts like |x|: zero is 0, infinity one known pattern, and every NaN lies above it. So the maximum and the
-minimum of one integer array say whether a block has anything to count at all; it is counted only if so.
+One compiled loop (`kernels`) goes over a block. It tells the largest |x|, the zeros and the sums of x - pivot and of
+its square, where the pivot is the mean of what came before, so that little cancels. A healthy block needs no more. One
+in which something is not finite, that is over the limit, or whose sums lost their digits is looked at again with numpy
+in float64; so are the few elements that fill no step of the loop, and integers of more than one byte.
 
-Means and variances are float64 sums over rows of `ROW` float32 products, merged by Chan, Golub and LeVeque (1979),
-"Updating formulae and a pairwise algorithm for computing sample variances". They cover the finite elements.
+Means and variances are of the finite elements, and merged by Chan, Golub and LeVeque (1979), "Updating formulae and a
+pairwise algorithm for computing sample variances".
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
+import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
+
+from giblet.storage.crc import Checksum
+from giblet.verify.kernels import LANES, PREAD, Found, Kernel, Run, kernel
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-BLOCK_BYTES = 512 * 1024
-"""Bytes measured at once: about a core's second-level cache; with fewer, Python between the passes counts for more."""
-
-BLOCK_ELEMENTS = BLOCK_BYTES // 4
-"""Elements of a block of narrow numbers, which are widened to float32."""
-
-ROW = 8192
-"""Elements of one float32 dot product: short enough to be accurate, and for BLAS not to start threads of its own."""
-
-TORCH_SERIAL_ELEMENTS = 32_000
-"""Below 32,768 elements torch converts in the calling thread."""
-
-CODES_EXACT, CODES_STRIDE = 1 << 16, 13
-"""Means and deviations of one-byte integers in longer blocks are those of every 13th: nobody reads those of codes."""
+BLOCK_BYTES = 256 * 1024
+"""Bytes read, hashed and measured at once: they stay in a core's second-level cache."""
 
 _CANCELLATION = 1e-2
 """A variance below this share of the mean square has lost digits in float32 and is computed again in float64."""
+
+_UNDERFLOW = {"float64": 1e-303}
+_UNDERFLOW_SINGLE = 1e-33
+"""A mean square below it has lost digits: some of its summands lie below the smallest normal number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +77,7 @@ _SAFETENSORS_NAMES = {
     "U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64",
 }  # fmt: skip
 _COMPONENT = {"complex64": "float32", "complex128": "float64"}
-_UPPER_HALF = np.uint32(0xFFFF0000)
-_maximum, _minimum = np.maximum.reduce, np.minimum.reduce
-_INFINITY = {"float64": 0x7FF0 << 48, "float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
+_CODES = ("uint8", "int8", "bool")
 
 
 def number_format(dtype: str) -> NumberFormat | None:
@@ -142,214 +137,157 @@ def is_second_moment(name: str) -> bool:
     return name.endswith(".running_var") or "exp_avg_sq" in name
 
 
-class Meter:
-    """Measures bytes. Holds scratch memory, so that each thread needs its own.
+class Tally:
+    """The statistics of one tensor's elements, block by block.
 
-    `magnitude_limit`: a finite floating-point element with a larger absolute value counts as over the limit.
-    Integers (counters, codes) never do.
+    `limit`: a finite floating-point element with a larger absolute value counts as over it. Integers never do.
+    `pivot`: about the mean, where it is known.
     """
 
-    def __init__(self, magnitude_limit: float) -> None:
-        self._limit = magnitude_limit
-        self._shifted = np.empty(BLOCK_BYTES, np.uint8)
-        self._narrow = np.empty(BLOCK_ELEMENTS, np.uint16)
-        self._wide = np.empty(2 * BLOCK_ELEMENTS, np.float32)
-        self._words = self._wide.view(np.uint32)
-        self._ones = np.ones(ROW, np.float32)
-        self._rows = np.empty(2 * BLOCK_ELEMENTS // ROW, np.float32)
-        self._wide_tensor = torch.from_numpy(self._wide)
-        self._narrow_tensors = {
-            "float16": torch.from_numpy(self._narrow.view(np.float16)),
-            "bfloat16": torch.from_numpy(self._narrow.view(np.int16)).view(torch.bfloat16),
-        }
-
-    def measure(self, data: Array, form: NumberFormat, *, squares: bool = False) -> TensorStatistics:
-        """Statistics of `data` (uint8, whole elements of `form`); `squares` are held to the limit squared."""
-        tally = self.tally(form, squares=squares)
-        with np.errstate(over="ignore", invalid="ignore"):
-            tally.add(data)
-        return tally.result()
-
-    def tally(self, form: NumberFormat, *, squares: bool = False) -> Tally:
-        """Statistics of bytes that come block by block."""
-        return Tally(self, form, self._limit**2 if squares else self._limit)
-
-    def moments(self, values: Array) -> tuple[float, float]:
-        """Sum, and sum of squares, of float32 numbers: float64 sums over the dot products of rows."""
-        count = values.size // ROW
-        body, rest = values[: count * ROW].reshape(count, ROW), values[count * ROW :]
-        rows = self._rows[:count]
-        np.vecdot(body, body, out=rows)
-        square = float(np.add.reduce(rows, dtype=np.float64))
-        np.vecdot(body, self._ones, out=rows)
-        total = float(np.add.reduce(rows, dtype=np.float64))
-        if rest.size:
-            square += float(np.vecdot(rest, rest))
-            total += float(rest.sum())
-        return total, square
-
-    def shifted(self, bits: Array) -> Array:
-        """The patterns without their sign, in scratch: unsigned integers that sort like |x|."""
-        ordered = self._shifted[: bits.nbytes].view(bits.dtype)
-        np.left_shift(bits, 1, out=ordered)
-        return ordered
-
-    def widened(self, bits: Array, name: str) -> Array:
-        """The numbers of a block, at least float32, in scratch; those of bfloat16 in another order.
-
-        Two bfloat16 make one word: shifted up it is the first of them as a float32, masked it is the second. torch
-        converts the rest, twenty times as fast as numpy.
-        """
-        if name in ("float32", "float64"):
-            return bits.view(bits.dtype.str.replace("u", "f"))
-        if name == "bfloat16" and bits.size % 2 == 0:
-            pairs = bits.view(np.uint32)
-            np.left_shift(pairs, 16, out=self._words[: pairs.size])
-            np.bitwise_and(pairs, _UPPER_HALF, out=self._words[pairs.size : bits.size])
-            return self._wide[: bits.size]
-        for begin in range(0, bits.size, BLOCK_ELEMENTS):
-            self._convert(bits[begin : begin + BLOCK_ELEMENTS], begin, name)
-        return self._wide[: bits.size]
-
-    def _convert(self, bits: Array, begin: int, name: str) -> None:
-        self._narrow[: bits.size] = bits
-        source = self._narrow_tensors[name]
-        for start in range(0, bits.size, TORCH_SERIAL_ELEMENTS):
-            stop = min(start + TORCH_SERIAL_ELEMENTS, bits.size)
-            self._wide_tensor[begin + start : begin + stop].copy_(source[start:stop])
-
-    def copied(self, values: Array) -> Array:
-        """Up to a block of numbers as float32, in scratch."""
-        np.copyto(self._wide[: values.size], values)
-        return self._wide[: values.size]
-
-    def bytes_widened(self, data: Array, name: str) -> Array:
-        """The numbers of 8-bit floats, in scratch."""
-        return np.take(byte_values(name), data, out=self._wide[: data.size])
-
-
-class Tally:
-    """The statistics of one tensor's elements, block by block. What no block needs is left for the end."""
-
-    def __init__(self, meter: Meter, form: NumberFormat, limit: float) -> None:
-        self._meter, self._form = meter, form
-        elements = BLOCK_ELEMENTS if form.kind == "byte" else 2 * BLOCK_ELEMENTS
-        self._block_bytes = BLOCK_BYTES if form.kind == "integer" else min(elements * form.item_bytes, BLOCK_BYTES)
+    def __init__(self, form: NumberFormat, limit: float, pivot: float = 0.0) -> None:
+        self._form, self._limit = form, math.inf if form.kind == "integer" else limit
         self._name = "float32" if form.kind == "byte" else _COMPONENT.get(form.name, form.name)
-        self._exact = TensorStatistics()
-        """Of the blocks whose moments need float64, and the counts of all."""
-        self._elements, self._total, self._square = 0, 0.0, 0.0
-        self._largest = 0
-        if form.kind != "integer":
-            self._infinity = _INFINITY[self._name] << 1
-            self._limit = _limit_pattern(limit, self._name) << 1
+        self._codes = form.name in _CODES
+        wide_integers = form.kind == "integer" and not self._codes
+        self._kernel = None if wide_integers else kernel("uint8" if form.name == "bool" else self._name)
+        self._item_bytes = np.dtype(form.numpy).itemsize
+        self._pivot, self._found = 0.0, Found()
+        self._move(pivot)
+        self._least = _UNDERFLOW.get(self._name, _UNDERFLOW_SINGLE)
+        self._whole = TensorStatistics()
 
     def add(self, data: Array) -> None:
-        """Take in whole elements (uint8). The caller lets numpy overflow (`errstate`)."""
-        for start in range(0, data.size, self._block_bytes):
-            block = data[start : start + self._block_bytes]
-            if self._form.kind == "ieee":
-                self._ieee(block.view(self._form.numpy))
+        """Take in whole elements (uint8)."""
+        for start in range(0, data.size, BLOCK_BYTES):
+            block = data[start : start + BLOCK_BYTES]
+            if self._kernel is None:
+                self._look_closely(numbers(block, self._form))
             elif self._form.kind == "byte":
-                self._ieee(self._meter.bytes_widened(block, self._form.name).view(np.uint32))
+                for begin in range(0, block.size, BLOCK_BYTES // 4):
+                    wide = byte_values(self._form.name)[block[begin : begin + BLOCK_BYTES // 4]]
+                    self._take(self._kernel, wide.view(np.uint8), _FORMATS["float32"], 4)
             else:
-                self._integers(block.view(self._form.numpy))
+                self._take(self._kernel, block, self._form, self._item_bytes)
+
+    def scan(self, file: int, first: int, stop: int, buffer: Array, checksum: Checksum) -> int | None:
+        """Take in bytes `[first, stop)` of an open file, read and hashed on the way; their checksum.
+
+        None, and nothing taken in, where they are not all there or deserve a closer look: then `add` them.
+        """
+        if self._kernel is None or self._form.kind == "byte" or not checksum.address:
+            return None
+        size, step = stop - first, LANES * self._item_bytes
+        block_bytes = buffer.size - buffer.size % step
+        run = Run(file, first, stop, block_bytes, self._pivot, buffer.ctypes.data, PREAD, checksum.address, 0)
+        self._found = Found()
+        if size < step or self._kernel.scan(ctypes.byref(run), ctypes.byref(self._found)) != stop:
+            return None
+        if not self._trust(size // step * LANES):
+            return None
+        if size % step:
+            last = (size - 1) % block_bytes + 1
+            self._look_closely(numbers(buffer[last - size % step : last - size % self._item_bytes], self._form))
+        return run.crc
 
     def result(self) -> TensorStatistics:
         """What was found so far."""
-        found = TensorStatistics(elements=self._elements)
-        if self._elements:
-            found.mean = self._total / self._elements
-            found.squares = self._square - self._total * found.mean
-        found.merge(self._exact)
-        if self._largest:
-            found.absmax = max(found.absmax, magnitude_of(self._largest >> 1, self._name))
-        return found
+        return self._whole
 
-    def _ieee(self, bits: Array) -> None:
-        ordered = self._meter.shifted(bits)
-        largest, smallest = int(_maximum(ordered)), int(_minimum(ordered))
-        bad = 0
-        if smallest == 0:
-            self._exact.zero += bits.size - int(np.count_nonzero(ordered)) if largest else bits.size
-        if largest > self._limit:
-            bad, largest = self._count_bad(ordered, largest)
-        self._largest = max(self._largest, largest)
-        if not largest:
-            self._elements += bits.size - bad
-        else:
-            self._moments(self._meter.widened(bits, self._name), finite=bad == 0)
+    def _take(self, loop: Kernel, data: Array, form: NumberFormat, item_bytes: int) -> None:
+        steps = data.size // (LANES * item_bytes)
+        stop = steps * LANES * item_bytes
+        if steps:
+            loop.measure(data.ctypes.data, steps, self._pivot, ctypes.byref(self._found))
+            if not self._trust(steps * LANES):
+                self._look_closely(numbers(data[:stop], form))
+        if stop < data.size:
+            self._look_closely(numbers(data[stop:], form))
 
-    def _count_bad(self, ordered: Array, largest: int) -> tuple[int, int]:
-        """Count what is beyond the limit or not finite; how many are not, and the largest finite pattern."""
-        over = int(np.count_nonzero(ordered > self._limit))
-        beyond = int(np.count_nonzero(ordered >= self._infinity))
-        nan = int(np.count_nonzero(ordered > self._infinity))
-        counts = self._exact
-        counts.nan, counts.inf = counts.nan + nan, counts.inf + beyond - nan
-        counts.elements += beyond
-        counts.over_limit += over - beyond
-        if beyond:
-            usable = ordered[ordered < self._infinity]
-            largest = int(usable.max()) if usable.size else 0
-        return beyond, largest
+    def _trust(self, count: int) -> bool:
+        """Take what the loop found of so many elements, unless it has to be looked at again."""
+        found = self._found
+        absmax = float(found.top) if self._codes else magnitude_of(found.top, self._name)
+        if not (absmax <= self._limit and absmax < math.inf):
+            return False
+        distance = found.total / count
+        squares = found.square - found.total * distance
+        sound = squares > _CANCELLATION * found.square and self._least * count < found.square < math.inf
+        if not (sound or self._codes):
+            if absmax:
+                return False
+            distance, squares = -self._pivot, 0.0
+        mean = self._pivot + distance
+        self._whole.merge(
+            TensorStatistics(elements=count, zero=found.zeros, absmax=absmax, mean=mean, squares=max(squares, 0.0))
+        )
+        self._move(mean)
+        return True
 
-    def _moments(self, values: Array, *, finite: bool) -> None:
-        if finite and values.dtype == np.float32:
-            total, square = self._meter.moments(values)
-            if math.isfinite(square) and square - total * total / values.size > _CANCELLATION * square:
-                self._elements += values.size
-                self._total += total
-                self._square += square
-                return
-        exact = values.astype(np.float64) if finite else values[np.isfinite(values)].astype(np.float64)
-        self._take_exactly(exact)
+    def _move(self, mean: float) -> None:
+        """The pivot of the next block, as the loop rounds it. Sums of codes about 0 are exact."""
+        if not self._codes:
+            self._pivot = mean if self._name == "float64" else ctypes.c_float(mean).value
 
-    def _take_exactly(self, values: Array) -> None:
-        found = TensorStatistics(elements=values.size)
-        found.mean = float(values.mean())
-        found.squares = float(np.square(values - found.mean).sum())
-        self._exact.merge(found)
+    def _look_closely(self, values: Array) -> None:
+        """Take in float64 numbers, whatever they are."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = values[np.isfinite(values)]
+            nan = int(np.count_nonzero(np.isnan(values)))
+            found = TensorStatistics(elements=values.size, nan=nan, inf=values.size - finite.size - nan)
+            if finite.size:
+                sizes = np.abs(finite)
+                found.zero = finite.size - int(np.count_nonzero(sizes))
+                found.over_limit = int(np.count_nonzero(sizes > self._limit))
+                found.absmax, found.mean = float(sizes.max()), float(finite.mean())
+                found.squares = float(np.square(finite - found.mean).sum())
+                self._move(found.mean)
+        self._whole.merge(found)
 
-    def _integers(self, values: Array) -> None:
-        largest, smallest = int(_maximum(values)), int(_minimum(values))
-        self._exact.absmax = max(self._exact.absmax, float(largest), -float(smallest))
-        if smallest <= 0 <= largest:
-            self._exact.zero += values.size - int(np.count_nonzero(values))
-        if values.dtype.itemsize > 1 or values.size <= CODES_EXACT:
-            self._take_exactly(values.astype(np.float64))
-            return
-        total, square = self._meter.moments(self._meter.copied(values[::CODES_STRIDE]))
-        sampled = -(-values.size // CODES_STRIDE)
-        mean = total / sampled
-        spread = max(square - total * mean, 0.0) * (values.size / sampled)
-        self._exact.merge(TensorStatistics(elements=values.size, mean=mean, squares=spread))
+
+def numbers(data: Array, form: NumberFormat) -> Array:
+    """The elements (of complex ones their components) as float64."""
+    if form.kind == "byte":
+        return np.asarray(byte_values(form.name)[data].astype(np.float64))
+    values = data.view(form.numpy)
+    if form.kind == "integer":
+        return np.asarray(values.astype(np.float64))
+    if form.name == "bfloat16":
+        values = (values.astype(np.uint32) << 16).view("<f4")
+    else:
+        values = values.view(values.dtype.str.replace("u", "f"))
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        return np.asarray(values.astype(np.float64))
+
+
+_FLOAT8 = {
+    "float8_e4m3fn": (4, 7), "float8_e5m2": (5, 15), "float8_e4m3fnuz": (4, 8), "float8_e5m2fnuz": (5, 16),
+}  # fmt: skip
+"""Bits of the exponent, and its bias."""
 
 
 @lru_cache
 def byte_values(name: str) -> Array:
-    """The 256 numbers of an 8-bit float."""
-    codes = torch.arange(256, dtype=torch.int16).to(torch.uint8)
-    values = codes.view(getattr(torch, name)).to(torch.float32)
-    return np.asarray(values.numpy())
+    """The 256 numbers of an 8-bit float (float32), as the OCP's and ONNX's tables have them."""
+    codes = np.arange(256)
+    if name == "float8_e8m0fnu":
+        return np.asarray(np.append(np.exp2(codes[:255] - 127.0), np.nan).astype(np.float32))
+    exponent_bits, bias = _FLOAT8[name]
+    mantissa_bits = 7 - exponent_bits
+    exponent, fraction = (codes & 127) >> mantissa_bits, (codes & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits)
+    values = np.where(exponent > 0, 1 + fraction, 2 * fraction) * np.exp2(exponent - bias)
+    values[128:] *= -1
+    if name.endswith("uz"):
+        values[128] = np.nan
+    elif name == "float8_e5m2":
+        values[(codes & 127) > 0x7C], values[0x7C], values[0xFC] = np.nan, np.inf, -np.inf
+    else:
+        values[[0x7F, 0xFF]] = np.nan
+    return np.asarray(values.astype(np.float32))
 
 
 def magnitude_of(pattern: int, name: str) -> float:
     """The number with these bits (sign 0) in a format."""
     if name == "bfloat16":
         pattern, name = pattern << 16, "float32"
-    size = {"float64": 8, "float32": 4, "float16": 2}[name]
-    return float(np.frombuffer(pattern.to_bytes(size, "little"), dtype=f"<f{size}")[0])
-
-
-@lru_cache
-def _limit_pattern(limit: float, name: str) -> int:
-    """Bits of the largest finite number of a format that is not above `limit`."""
-    low, high = 0, _INFINITY[name] - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if magnitude_of(middle, name) <= limit:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    size, code = {"float64": (8, "<d"), "float32": (4, "<f"), "float16": (2, "<e")}[name]
+    return float(struct.unpack(code, pattern.to_bytes(size, "little"))[0])

@@ -1,6 +1,6 @@
 """One pass over every byte: checksums of objects and chunks, and statistics of tensors, in bounded memory.
 
-The bytes are cut into spans of at most `SPAN_BYTES`; a few threads read, hash and measure spans on their own, and
+The bytes are cut into spans of a few megabytes; a few threads read, hash and measure spans on their own, and
 the results are joined in order. Memory is a few spans whatever the size of the checkpoint.
 """
 
@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from giblet.errors import CheckpointError
 from giblet.processors import usable_processors
 from giblet.storage.base import Storage
@@ -22,9 +20,17 @@ from giblet.storage.crc import join
 from giblet.telemetry.progress import Bar
 from giblet.verify.distribution import Distribution, distribution
 from giblet.verify.sources import Reader, Source, StoredObject
-from giblet.verify.statistics import BLOCK_BYTES, Array, Meter, NumberFormat, TensorStatistics, is_second_moment
+from giblet.verify.statistics import BLOCK_BYTES, Array, NumberFormat, Tally, TensorStatistics, is_second_moment
 
 SPAN_BYTES = 4 * 1024 * 1024
+"""One request where each costs a round trip, and so long a span is in memory."""
+
+FOLDER_SPAN_BYTES = 32 * 1024 * 1024
+"""Of a folder's files, which are read a block at a time: few spans, so that the threads seldom wait for Python."""
+
+_WORTH_BYTES = 4096
+"""Shorter runs are not worth a call."""
+
 REMOTE_READS = 4
 """Ranges asked for at a time where each costs a round trip."""
 
@@ -103,7 +109,9 @@ def _measured(
 ) -> Iterator[tuple[StoredObject, Iterator[Future[list[_Measured]]]]]:
     """Each object with its results in order, never more than a few spans ahead, also across objects."""
     ahead: deque[Future[list[_Measured]]] = deque()
-    plan = deque((item, list(_spans(item))) for item in source.objects if _is_there(source, item, result))
+    plan = deque(
+        (item, list(_spans(item, crew.span_bytes))) for item in source.objects if _is_there(source, item, result)
+    )
     waiting = iter([span for _, spans in plan for span in spans])
 
     def refill() -> None:
@@ -130,13 +138,13 @@ def _is_there(source: Source, item: StoredObject, result: StreamResult) -> bool:
     return True
 
 
-def _spans(item: StoredObject) -> Iterator[_Span]:
+def _spans(item: StoredObject, span_bytes: int) -> Iterator[_Span]:
     gathered: list[_Run] = []
     size = 0
     for run in _runs(item):
-        for start in range(run.start, run.stop, SPAN_BYTES):
-            part = _Run(start, min(start + SPAN_BYTES, run.stop), run.chunks)
-            if size + part.stop - part.start > SPAN_BYTES and gathered:
+        for start in range(run.start, run.stop, span_bytes):
+            part = _Run(start, min(start + span_bytes, run.stop), run.chunks)
+            if size + part.stop - part.start > span_bytes and gathered:
                 yield _Span(item, tuple(gathered))
                 gathered, size = [], 0
             gathered.append(part)
@@ -168,7 +176,7 @@ def _runs(item: StoredObject) -> Iterator[_Run]:
 
 
 class _Crew:
-    """The threads' work: each has its own reader and its own meter.
+    """The threads' work: each has its own reader.
 
     `sizes`: the tensors, and their elements, of which it is gathered how their values lie.
     """
@@ -178,9 +186,13 @@ class _Crew:
     ) -> None:
         self._storage, self._limit, self._formats, self._sizes = storage, magnitude_limit, formats, sizes
         self._own = threading.local()
+        self._means: dict[str, float] = {}
+        """Of each tensor's newest run: what little the next one's sums should be about."""
         self._readers: list[Reader] = []
         self._counted: list[dict[str, Distribution]] = []
-        self.threads = max(2, min(usable_processors(), 8)) if Reader(storage, 0).local else REMOTE_READS
+        local = Reader(storage, 0).local
+        self.threads = max(2, min(usable_processors(), 8)) if local else REMOTE_READS
+        self.span_bytes = FOLDER_SPAN_BYTES if local else SPAN_BYTES
 
     def close(self) -> None:
         """Close every thread's file."""
@@ -199,19 +211,50 @@ class _Crew:
         """Read, hash and measure one span."""
         if not hasattr(self._own, "reader"):
             self._own.reader = Reader(self._storage, BLOCK_BYTES)
-            self._own.meter = Meter(self._limit)
             self._own.counted = {}
             self._readers.append(self._own.reader)
             self._counted.append(self._own.counted)
         reader: Reader = self._own.reader
-        blocks = _in_place(reader, span) if reader.local else _fetched(reader, span)
-        with np.errstate(over="ignore", invalid="ignore"):  # said once: it costs as much as a pass over a block
-            return [self._measure_run(span.item, run, parts, self._own.meter) for run, parts in blocks]
+        if reader.local:
+            return [
+                self._scanned(reader, span.item, run) or self._in_blocks(reader, span.item, run) for run in span.runs
+            ]
+        first, last = span.runs[0].start, span.runs[-1].stop
+        data = reader.read(span.item.key, span.item.begin + first, span.item.begin + last)
+        return [
+            self._measure_run(span.item, run, _cut(data[run.start - first : run.stop - first])) for run in span.runs
+        ]
 
-    def _measure_run(self, item: StoredObject, run: _Run, parts: Iterable[Array], meter: Meter) -> _Measured:
+    def _scanned(self, reader: Reader, item: StoredObject, run: _Run) -> _Measured | None:
+        """A run of one tensor in one go, without Python between its blocks, if there is nothing suspicious in it."""
+        if len(run.chunks) != 1 or self._sizes or (run.stop - run.start) < _WORTH_BYTES:
+            return None
+        name = item.chunks[run.chunks[0]].tensor
+        tally = self._tally(self._formats[name], is_second_moment(name), self._means.get(name, 0.0))
+        try:
+            file, buffer = reader.opened(item.key)
+        except FileNotFoundError:
+            return None
+        crc = tally.scan(file, item.begin + run.start, item.begin + run.stop, buffer, item.checksum)
+        if crc is None:
+            return None
+        found = tally.result()
+        self._means[name] = found.mean
+        return _Measured(run, crc, run.stop - run.start, {name: found})
+
+    def _in_blocks(self, reader: Reader, item: StoredObject, run: _Run) -> _Measured:
+        starts = range(item.begin + run.start, item.begin + run.stop, BLOCK_BYTES)
+        stop = item.begin + run.stop
+        return self._measure_run(item, run, (reader.read(item.key, at, min(at + BLOCK_BYTES, stop)) for at in starts))
+
+    def _tally(self, form: NumberFormat, squares: bool, mean: float = 0.0) -> Tally:
+        return Tally(form, self._limit**2 if squares else self._limit, mean)
+
+    def _measure_run(self, item: StoredObject, run: _Run, parts: Iterable[Array]) -> _Measured:
         owners = {item.chunks[index].tensor: self._formats[item.chunks[index].tensor] for index in run.chunks}
         kinds = {name: (form, is_second_moment(name)) for name, form in owners.items()}
-        tallies = {kind: meter.tally(kind[0], squares=kind[1]) for kind in set(kinds.values())}
+        mean = max((self._means.get(name, 0.0) for name in owners), default=0.0)
+        tallies = {kind: self._tally(*kind, mean) for kind in set(kinds.values())}
         hashed = item.crc is not None or any(item.chunks[index].crcs for index in run.chunks)
         extend, crc, length = item.checksum.extend, 0, 0
         for part in parts:
@@ -223,6 +266,8 @@ class _Crew:
             for name in owners.keys() & self._sizes.keys():
                 self._count(name, part)
         found = {kind: tally.result() for kind, tally in tallies.items()}
+        for name, kind in kinds.items():
+            self._means[name] = found[kind].mean
         return _Measured(run, crc, length, {name: found[kind] for name, kind in kinds.items()})
 
     def _count(self, name: str, part: Array) -> None:
@@ -232,29 +277,10 @@ class _Crew:
         counted[name].add(part[: part.size - part.size % self._formats[name].item_bytes])
 
 
-def _in_place(reader: Reader, span: _Span) -> Iterator[tuple[_Run, Iterator[Array]]]:
-    """A folder: blocks that fit a core's cache, each measured while it is warm."""
-    begin = span.item.begin
-
-    def blocks(run: _Run) -> Iterator[Array]:
-        for start in range(run.start, run.stop, BLOCK_BYTES):
-            yield reader.read(span.item.key, begin + start, begin + min(start + BLOCK_BYTES, run.stop))
-
-    for run in span.runs:
-        yield run, blocks(run)
-
-
-def _fetched(reader: Reader, span: _Span) -> Iterator[tuple[_Run, Iterator[Array]]]:
-    """An object store: one request for the span, then the same blocks out of memory."""
-    first, last = span.runs[0].start, span.runs[-1].stop
-    data = reader.read(span.item.key, span.item.begin + first, span.item.begin + last)
-
-    def blocks(run: _Run) -> Iterator[Array]:
-        for start in range(run.start, run.stop, BLOCK_BYTES):
-            yield data[start - first : min(start + BLOCK_BYTES, run.stop) - first]
-
-    for run in span.runs:
-        yield run, blocks(run)
+def _cut(data: Array) -> Iterator[Array]:
+    """Blocks that fit a core's cache, each hashed and measured while it is warm."""
+    for start in range(0, data.size, BLOCK_BYTES):
+        yield data[start : start + BLOCK_BYTES]
 
 
 class _Joiner:

@@ -11,8 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from giblet.cli import main
 
@@ -55,6 +57,24 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "exit codes" in done.stdout
+
+
+def test_verifying_imports_no_torch(tmp_path: Path) -> None:
+    """It is most of what a small checkpoint would wait for, and of the memory."""
+    path = tmp_path / "weights.safetensors"
+    save_file({"weight": np.arange(1.0, 100.0, dtype=np.float32)}, path)
+    code = (
+        "import sys\n"
+        "from giblet.cli import main\n"
+        f"main(['verify', {str(path)!r}])\n"
+        "heavy = {'torch', 'scipy', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "SAFE" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from giblet.config import load_config, load_config_data
 from giblet.errors import ConfigError
 from giblet.models import Dimensions, MultimodalAutoencoder, build_model, resolve_dimensions
+from giblet.models.build import meta_model
 from giblet.models.initialise import initialise
-from giblet.models.structure import expected_tensors, meta_model
+from giblet.models.structure import Structure
 from tests.support.model import ROWS, SMALL, inputs
 
 REFERENCE = json.loads((Path(__file__).parent / "data/autoencoder_3b_state_dict.json").read_text())
@@ -82,7 +83,7 @@ def reference_forward(state, video, audio, text, *, training):
 
 def test_the_production_state_dict_is_the_published_one():
     config = load_config(PRODUCTION)
-    expected = expected_tensors(config)
+    expected = list(Structure(config).tensors.values())
     assert [(e.name, list(e.shape)) for e in expected] == [(r["name"], r["shape"]) for r in REFERENCE]
     kinds = {"float": "float32", "int64": "int64"}
     assert [e.dtype for e in expected] == [kinds[r["dtype_role"].split(":")[0]] for r in REFERENCE]

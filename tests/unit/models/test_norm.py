@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from giblet.models import MultimodalAutoencoder
 from giblet.models.norm import BatchNorm, NormStatistics
-from giblet.models.structure import explained_zero_tensors, zero_gradient_parameters
+from giblet.models.structure import Structure
 from tests.support.model import DIMENSIONS, SMALL, inputs
 from tests.support.training import small_config
 
@@ -96,7 +96,8 @@ def test_structurally_zero_gradients_are_exactly_zero_and_these_tensors_stay_zer
     torch.manual_seed(0)
     model = MultimodalAutoencoder(**SMALL)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    names = zero_gradient_parameters(model)
+    structure = Structure(small_config(model={**DIMENSIONS, "audio_objective": "regress"}))
+    names = structure.still
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     for _ in range(5):
         outputs = model(*inputs())
@@ -108,7 +109,7 @@ def test_structurally_zero_gradients_are_exactly_zero_and_these_tensors_stay_zer
     after = dict(model.named_parameters())
     for name in names:
         assert after[name].detach().sub(before[name]).abs().max() < 1e-2 * 1e-2 * 6, name  # at most its decay
-    explained = explained_zero_tensors(small_config(model={**DIMENSIONS, "audio_objective": "regress"}))
+    explained = structure.zero()
     zero = {n for n, v in model.state_dict().items() if v.dtype.is_floating_point and v.abs().max() < 1e-6}
     assert zero == explained
     reported = {
@@ -122,9 +123,9 @@ def test_before_the_first_step_all_that_starts_at_zero_is_explained():
     model = MultimodalAutoencoder(**SMALL)
     zero = {name for name, value in model.state_dict().items() if not value.any()}
     config = small_config(model={**DIMENSIONS, "audio_objective": "regress"})
-    assert zero == explained_zero_tensors(config, trained_steps=0)
+    assert zero == Structure(config).zero(trained_steps=0)
     layered = MultimodalAutoencoder(**SMALL, norm="layer", audio_objective="classify")
     config = small_config(model={**DIMENSIONS, "norm": "layer"})
     zero = {name for name, value in layered.state_dict().items() if not value.any()}
-    assert zero == explained_zero_tensors(config, trained_steps=0)
-    assert explained_zero_tensors(config) == set()
+    assert zero == Structure(config).zero(trained_steps=0)
+    assert Structure(config).zero() == set()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
+import zlib
+from dataclasses import replace
+
+import google_crc32c
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from giblet.storage.crc import CRC32, CRC32C
 from giblet.verify import statistics
-from giblet.verify.statistics import Meter, TensorStatistics, number_format
+from giblet.verify.statistics import Tally, TensorStatistics, number_format
 
 LIMIT = 1e6
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -18,7 +24,9 @@ FLOATS = ("float64", "float32", "float16", "bfloat16")
 def measure(tensor: torch.Tensor) -> TensorStatistics:
     form = number_format(str(tensor.dtype))
     assert form is not None
-    return Meter(LIMIT).measure(tensor.contiguous().reshape(-1).view(torch.uint8).numpy(), form)
+    tally = Tally(form, LIMIT)
+    tally.add(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tally.result()
 
 
 @np.errstate(over="ignore")
@@ -81,16 +89,20 @@ def test_integers_are_counted_and_never_over_the_limit(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
-def test_codes_of_a_long_block_are_counted_exactly_and_their_moments_are_of_a_sample(dtype):
-    tensor = torch.randint(0, 100, (200_001,), generator=torch.Generator().manual_seed(1)).to(getattr(torch, dtype))
+def test_codes_of_any_length_are_exact(dtype):
+    info = torch.iinfo(getattr(torch, dtype))
+    generator = torch.Generator().manual_seed(1)
+    tensor = torch.randint(info.min, info.max + 1, (700_001,), generator=generator).to(getattr(torch, dtype))
     found, wanted = measure(tensor), reference(tensor)
     assert (found.elements, found.zero, found.absmax) == (wanted.elements, wanted.zero, wanted.absmax)
-    assert found.mean == pytest.approx(wanted.mean, rel=0.03)
-    assert found.std == pytest.approx(wanted.std, rel=0.03)
+    assert found.mean == pytest.approx(wanted.mean, rel=1e-12)
+    assert found.std == pytest.approx(wanted.std, rel=1e-9)
     assert measure(torch.full((200_001,), 7, dtype=getattr(torch, dtype))).std == 0.0
 
 
-@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"])
+@pytest.mark.parametrize(
+    "dtype", ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"]
+)
 def test_every_byte_of_an_8_bit_float(dtype):
     tensor = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(getattr(torch, dtype)).repeat(300)
     assert_same(measure(tensor), reference(tensor))
@@ -129,17 +141,97 @@ def test_merging_parts_equals_the_whole():
     assert_same(total, reference(tensor))
 
 
-def test_blocks_stay_within_the_scratch(monkeypatch):
+def test_blocks_are_joined(monkeypatch):
     """A tensor of many blocks gives what one of a few gives."""
     tensor = torch.randn(50_000, generator=torch.Generator().manual_seed(5)).to(torch.bfloat16)
     whole = measure(tensor)
-    monkeypatch.setattr(statistics, "BLOCK_ELEMENTS", 1024)
+    monkeypatch.setattr(statistics, "BLOCK_BYTES", 4096)
     assert_same(measure(tensor), whole)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, "uint8", "int8", "bool"])
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.integers(1, 9000),
+    scale=st.sampled_from([1e-3, 1.0, 50.0]),
+    offset=st.sampled_from([0.0, 2.0, -300.0]),
+    plant=st.sampled_from([None, float("nan"), float("-inf"), 0.0, -0.0, 1e7]),
+    before=st.integers(0, 63),
+    seed=st.integers(0, 2**31),
+)
+def test_a_file_scanned_in_one_go_is_what_its_bytes_are(dtype, size, scale, offset, plant, before, seed):
+    """Odd sizes, odd places, runs that end within a block or at its edge; hashed on the way."""
+    values = torch.randn(size, generator=torch.Generator().manual_seed(seed)) * scale + offset
+    if plant is not None and dtype in FLOATS:
+        values[seed % size] = plant
+    tensor = (values if dtype in FLOATS else values.nan_to_num().clamp(-100, 100).abs()).to(getattr(torch, dtype))
+    data = tensor.view(torch.uint8).numpy()
+    with tempfile.TemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "BLOCK_BYTES", 4096)  # for what is looked at again; a scan takes the buffer's
+        file.write(b"x" * before + data.tobytes() + b"after")
+        file.flush()
+        buffer = np.empty(4100, np.uint8)
+        for checksum, wanted in ((CRC32C, google_crc32c.value(data.tobytes())), (CRC32, zlib.crc32(data))):
+            tally = Tally(number_format(dtype), LIMIT, offset)
+            crc = tally.scan(file.fileno(), before, before + data.size, buffer, checksum)
+            if crc is None:
+                assert tally.result() == TensorStatistics()
+                tally.add(data)
+            else:
+                assert crc == wanted
+            assert_same(tally.result(), reference(tensor))
+    healthy = plant is None or plant == 0
+    enough = data.size >= 16 * tensor.element_size()
+    assert (crc is not None) == enough or not healthy or abs(offset) > 10 * scale or dtype == "bool"
+
+
+def test_a_file_that_ends_early_is_not_scanned(tmp_path):
+    path = tmp_path / "short"
+    path.write_bytes(bytes(10_000))
+    with path.open("rb") as file:
+        tally = Tally(number_format("float32"), LIMIT)
+        assert tally.scan(file.fileno(), 0, 10_004, np.empty(1 << 20, np.uint8), CRC32C) is None
+        assert tally.result() == TensorStatistics()
+        unknown = replace(CRC32C, address=0)
+        assert tally.scan(file.fileno(), 0, 10_000, np.empty(1 << 20, np.uint8), unknown) is None
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1.2e6, -0.0])
+@pytest.mark.parametrize("place", [0, 15, 16, 1023, 1024, 131_071, 131_072, 299_999])
+def test_one_odd_element_is_found_wherever_it_lies(dtype, value, place):
+    tensor = torch.full((300_000,), 0.5).to(getattr(torch, dtype))
+    tensor[1::2] = 0.25
+    tensor[place] = value
+    found, wanted = measure(tensor), reference(tensor)
+    assert_same(found, wanted)
+    assert found.elements - found.finite + found.zero + found.over_limit == 1
+
+
+def test_a_mean_far_from_zero_costs_no_digits_nor_a_second_look(monkeypatch):
+    looked = []
+    closely = Tally._look_closely
+    monkeypatch.setattr(
+        Tally, "_look_closely", lambda self, values: (looked.append(values.size), closely(self, values))
+    )
+    tensor = 1000.0 + 0.1 * torch.randn(2_000_000, generator=torch.Generator().manual_seed(3))
+    found = measure(tensor)
+    assert found.std == pytest.approx(tensor.double().std(correction=0).item(), rel=1e-5)
+    assert sum(looked) <= 131_072 + 128, "only the first block tells what the mean is"
+
+
+def test_bytes_that_no_number_is_aligned_to():
+    tensor = torch.randn(70_000, generator=torch.Generator().manual_seed(5))
+    room = np.empty(4 * 70_000 + 1, np.uint8)
+    room[1:] = tensor.view(torch.uint8).numpy()
+    tally = Tally(number_format("float32"), LIMIT)
+    tally.add(room[1:])
+    assert_same(tally.result(), reference(tensor))
 
 
 def test_complex_numbers_count_by_component():
     tensor = torch.tensor([1 + 0j, complex("nan"), 3j], dtype=torch.complex64)
-    found = Meter(LIMIT).measure(tensor.view(torch.float32).view(torch.uint8).numpy(), number_format("complex64"))
+    found = measure(tensor)
     assert (found.elements, found.nan, found.zero) == (6, 1, 3)
 
 
