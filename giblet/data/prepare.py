@@ -112,7 +112,7 @@ class _Preparation:
         scanned = sum(p.grid.trs for p in plan.presentations for _ in p.scans)
         films = list(enumerate(plan.films))
         unheard = iter(films)  # a list's iterator gives each item to one thread
-        listeners = min(len(films), self._processors, MOST_LISTENERS)
+        listeners = min(len(films), MOST_LISTENERS)
         self._audio_threads = max(self._processors // listeners, 1)
         with progress("prepare", total=seconds * (1 + AUDIO_WORK) + scanned * VOLUME_WORK, unit="s") as self._bar:
             try:
