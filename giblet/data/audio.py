@@ -31,8 +31,8 @@ from giblet.errors import DataError
 
 Codes = npt.NDArray[np.int16]
 
-WINDOW_FRAMES = 750
-"""Ten seconds: the convolutions' largest activation is then 31 MB."""
+WINDOW_FRAMES = 375
+"""Five seconds: the convolutions' largest activation is then 15 MB."""
 
 CONTEXT_SAMPLES = 478
 """The convolutions before the LSTM see so many samples before a frame's own (kernels 7, 3, 4, 3, 8, 3, 10, 3, 16 at
@@ -97,7 +97,7 @@ class AudioProcessor:
         return np.concatenate([*self.stream(film_sound(film), film_frames(film))], axis=1)
 
     def stream(self, chunks: Iterable[Waveform], frames: int, past: Past | None = None) -> Iterator[Codes]:
-        """Yield codes int16 (Q, at most 750) of 24 kHz mono chunks, `frames` in all.
+        """Yield codes int16 (Q, at most 375) of 24 kHz mono chunks, `frames` in all.
 
         What the chunks lack at the end is silence, what they have too much is left out. `past` is brought up to date
         before each yield; one that was kept lets an interrupted stream of the same chunks go on behind it.

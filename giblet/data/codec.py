@@ -91,11 +91,16 @@ class _Residual(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         through: torch.Tensor = self.block(hidden)
         around: torch.Tensor = self.shortcut(hidden[..., hidden.shape[-1] - through.shape[-1] :])
-        return around + through
+        return around.add_(through)
 
 
 def _without_pads(layers: Iterable[Any]) -> nn.Sequential:
-    return nn.Sequential(*map(_layer_without_pads, layers))
+    """A row of layers. What the first one is given is not its own; the others change theirs in place."""
+    first, *others = layers
+    return nn.Sequential(
+        _layer_without_pads(first),
+        *[nn.ELU(e.alpha, inplace=True) if isinstance(e, nn.ELU) else _layer_without_pads(e) for e in others],
+    )
 
 
 def _layer_without_pads(layer: Any) -> nn.Module:
