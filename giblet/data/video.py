@@ -156,14 +156,21 @@ def sample_pictures(
 
 
 def _wanted(film: Film, times: Sequence[Fraction]) -> set[int]:
-    """Timestamps of the last picture and of those on the screen at `times`, read from the packets without decoding."""
+    """Timestamps of the last picture and of those on the screen at `times`, read from the packets without decoding.
+
+    Of all where they rise in the order of decoding: nothing can be left out without B-frames, and with them such
+    timestamps are not the pictures'.
+    """
     with open_film(film.path) as container:
         stream = _pictures_of(container)
-        stamps = np.unique([packet.pts for packet in container.demux(stream) if packet.pts is not None])
+        stamps = np.array([packet.pts for packet in container.demux(stream) if packet.pts is not None], np.int64)
         base = Fraction(stream.time_base or 0)
+    if (np.diff(stamps) > 0).all():
+        return set(stamps.tolist())
+    stamps.sort()
     bounds = [math.floor((time + film.start) / base) for time in times]
-    shown = stamps[np.maximum(np.searchsorted(stamps, bounds, side="right") - 1, 0)] if len(stamps) else stamps
-    return {*shown.tolist(), *stamps[-1:].tolist()}
+    shown = stamps[np.maximum(np.searchsorted(stamps, bounds, side="right") - 1, 0)]
+    return {*shown.tolist(), int(stamps[-1])}
 
 
 def _frames(

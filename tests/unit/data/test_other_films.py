@@ -122,6 +122,16 @@ def test_leaving_out_what_no_picture_needs_changes_no_picture(
     assert np.array_equal(began_later, pictures(path, first=11))
 
 
+def test_nothing_is_left_out_where_timestamps_are_those_of_decoding(tmp_path: Path) -> None:
+    """A bare stream in a container that was given no times: they say nothing of when a picture is shown."""
+    ffmpeg("-f", "lavfi", "-i", f"testsrc2=size=64x48:rate=24:duration={SECONDS}", *PYRAMID, tmp_path / "bare.264")
+    ffmpeg("-i", tmp_path / "bare.264", "-c", "copy", tmp_path / "film.mp4")
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        stamps = [packet.pts for packet in container.demux(video=0) if packet.pts is not None]
+    assert len(stamps) == SECONDS * 24
+    assert video._wanted(probe(tmp_path / "film.mp4"), [Fraction(1)]) == set(stamps)
+
+
 def test_pictures_that_nothing_needs_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "film.mp4"
     ffmpeg("-f", "lavfi", "-i", f"testsrc2=size=64x48:rate=24:duration={SECONDS}", *PYRAMID, path)
