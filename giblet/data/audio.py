@@ -31,11 +31,12 @@ from giblet.errors import DataError
 
 Codes = npt.NDArray[np.int16]
 
-WINDOW_FRAMES = 750
-"""Ten seconds: the convolutions' largest activation is then 31 MB."""
+WINDOW_FRAMES = 375
+"""Five seconds: the convolutions' largest activation is then 15 MB."""
 
-CONTEXT_FRAMES = 4
-"""The convolutions before the LSTM see 797 samples back (kernels 7, 3, 4, 3, 8, 3, 10, 3, 16 at strides 2, 4, 5, 8)."""
+CONTEXT_SAMPLES = 478
+"""The convolutions before the LSTM see so many samples before a frame's own (kernels 7, 3, 4, 3, 8, 3, 10, 3, 16 at
+strides 2, 4, 5, 8)."""
 
 LAST_KERNEL = 7
 
@@ -96,7 +97,7 @@ class AudioProcessor:
         return np.concatenate([*self.stream(film_sound(film), film_frames(film))], axis=1)
 
     def stream(self, chunks: Iterable[Waveform], frames: int, past: Past | None = None) -> Iterator[Codes]:
-        """Yield codes int16 (Q, at most 750) of 24 kHz mono chunks, `frames` in all.
+        """Yield codes int16 (Q, at most 375) of 24 kHz mono chunks, `frames` in all.
 
         What the chunks lack at the end is silence, what they have too much is left out. `past` is brought up to date
         before each yield; one that was kept lets an interrupted stream of the same chunks go on behind it.
@@ -112,21 +113,17 @@ class AudioProcessor:
             yield codes.numpy().astype(np.int16)
 
     def _encode_window(self, window: Waveform, past: Past) -> torch.Tensor:
-        hidden = torch.from_numpy(np.concatenate([past.samples, window]))[None, None]
-        for layer in self._codec.before:
-            hidden = layer(hidden)
-        hidden = hidden[..., len(past.samples) // HOP_SAMPLES :].permute(2, 0, 1)
+        convolutions = self._codec.onwards if past.frames else self._codec.beginning
+        heard = np.concatenate([past.samples[-CONTEXT_SAMPLES:], window])
+        hidden = convolutions.before(torch.from_numpy(heard)[None, None]).permute(2, 0, 1)
         state = None if past.hidden is None or past.cell is None else (past.hidden, past.cell)
         recurrent, (past.hidden, past.cell) = self._codec.lstm(hidden, state)
         features = (recurrent + hidden).permute(1, 2, 0)
         joined = features if past.features is None else torch.cat([past.features, features], dim=2)
-        embeddings = joined
-        for layer in self._codec.after:
-            embeddings = layer(embeddings)
-        past.samples = window[-CONTEXT_FRAMES * HOP_SAMPLES :]
+        past.samples = window[-CONTEXT_SAMPLES:]
         past.features = joined[..., -(LAST_KERNEL - 1) :]
         past.frames += features.shape[2]
-        return self._codec.quantize(embeddings[..., joined.shape[2] - features.shape[2] :], self.config.bandwidth_kbps)
+        return self._codec.quantize(convolutions.after(joined), self.config.bandwidth_kbps)
 
 
 def _windows(chunks: Iterable[Waveform], frames: int) -> Iterator[Waveform]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,24 @@ State = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Codec:
-    """The encoder's half of the network, cut at its LSTM so that it can be streamed; `quantizer.encode` makes codes."""
+class Convolutions:
+    """The encoder's convolutions before and after its LSTM, (1, channels, length) to the same."""
 
-    before: nn.ModuleList
+    before: nn.Sequential
+    after: nn.Sequential
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """The encoder's half of the network, cut at its LSTM so that it can be streamed; `quantizer.encode` makes codes.
+
+    `beginning`, as the package has it, pads what is before a stream's first sample. `onwards` shares its weights and
+    pads nothing: its output is shorter than its input by what the convolutions see of the past, which has to be given.
+    """
+
+    beginning: Convolutions
+    onwards: Convolutions
     lstm: nn.LSTM
-    after: nn.ModuleList
     quantizer: Any
     backend: str
 
@@ -64,8 +76,39 @@ def load_codec(config: AudioConfig) -> Codec:
     model.eval().requires_grad_(False)
     layers = list(model.encoder.model if config.backend == "encodec" else model.encoder.layers)
     at = next(i for i, layer in enumerate(layers) if hasattr(layer, "lstm"))
-    lstm = layers[at].lstm
-    return Codec(nn.ModuleList(layers[:at]), lstm, nn.ModuleList(layers[at + 1 :]), model.quantizer, config.backend)
+    beginning = Convolutions(nn.Sequential(*layers[:at]), nn.Sequential(*layers[at + 1 :]))
+    onwards = Convolutions(_without_pads(beginning.before), _without_pads(beginning.after))
+    return Codec(beginning, onwards, layers[at].lstm, model.quantizer, config.backend)
+
+
+class _Residual(nn.Module):
+    """A block beside its shortcut, which loses at its beginning what the block's convolutions lose."""
+
+    def __init__(self, block: nn.Sequential, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.block, self.shortcut = block, shortcut
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        through: torch.Tensor = self.block(hidden)
+        around: torch.Tensor = self.shortcut(hidden[..., hidden.shape[-1] - through.shape[-1] :])
+        return around.add_(through)
+
+
+def _without_pads(layers: Iterable[Any]) -> nn.Sequential:
+    """A row of layers. What the first one is given is not its own; the others change theirs in place."""
+    first, *others = layers
+    return nn.Sequential(
+        _layer_without_pads(first),
+        *[nn.ELU(e.alpha, inplace=True) if isinstance(e, nn.ELU) else _layer_without_pads(e) for e in others],
+    )
+
+
+def _layer_without_pads(layer: Any) -> nn.Module:
+    if hasattr(layer, "block"):
+        return _Residual(_without_pads(layer.block), _layer_without_pads(layer.shortcut))
+    if isinstance(layer, nn.ELU):
+        return layer
+    return next(inner for inner in layer.modules() if isinstance(inner, nn.Conv1d))
 
 
 def read_weights(path: Path) -> State:

@@ -48,8 +48,8 @@ PIECE_SECONDS = 60
 AUDIO_WORK, VOLUME_WORK = 1.0, 0.05
 """Work of a second of sound and of a volume of BOLD, beside that of a second of pictures: for the estimate only."""
 
-MOST_LISTENERS = 4
-"""Films heard at once: each has the codec's activations in memory."""
+MOST_FILMS_AT_ONCE = 4
+"""Heard at once, whatever the cores, and seen at once: each has the codec's activations and a decoder in memory."""
 
 MOST_DECODERS = 16
 """Threads of one film's decoder; FFmpeg advises against more."""
@@ -96,7 +96,7 @@ class _Preparation:
         self._text_dimension = 0
         self._audio_processor: AudioProcessor | None = None
         self._processors = usable_processors()
-        self._audio_threads = 1
+        self._audio_threads = self._video_threads = 1
         self._torch_threads = 0
         """As many as torch had before a listener changed that; 0 until then."""
         self._importing = threading.Lock()
@@ -111,15 +111,17 @@ class _Preparation:
         seconds = sum(float(film.duration) for film in plan.films.values())
         scanned = sum(p.grid.trs for p in plan.presentations for _ in p.scans)
         films = list(enumerate(plan.films))
-        unheard = iter(films)  # a list's iterator gives each item to one thread
-        listeners = min(len(films), self._processors, MOST_LISTENERS)
+        unheard, unseen = iter(films), iter(films)  # a list's iterator gives each item to one thread
+        listeners = min(len(films), MOST_FILMS_AT_ONCE)
+        viewers = min(listeners, self._processors)
         self._audio_threads = max(self._processors // listeners, 1)
+        self._video_threads = min(max(self._processors // 2 // viewers, 1), MOST_DECODERS)
         with progress("prepare", total=seconds * (1 + AUDIO_WORK) + scanned * VOLUME_WORK, unit="s") as self._bar:
             try:
                 self._in_parallel(
                     [
                         *[lambda: self._each(self._audio, unheard)] * listeners,
-                        lambda: self._each(self._video, films),
+                        *[lambda: self._each(self._video, unseen)] * viewers,
                         self._bold_and_text,
                     ]
                 )
@@ -236,7 +238,7 @@ class _Preparation:
         size = self.config.video
         pictures = sample_pictures(
             film, frame_skip=size.frame_skip, first=k, stop=stop, height=size.height, width=size.width,
-            threads=min(max(self._processors // 2, 1), MOST_DECODERS),
+            threads=self._video_threads,
         ) if k < stop else ()  # fmt: skip
         for k, picture in pictures:
             for array, placement in targets:

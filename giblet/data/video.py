@@ -8,8 +8,9 @@ upright where the film says that it was taken with the camera held on its side.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -130,6 +131,7 @@ def sample_pictures(
     """
     step = frame_skip / film.fps
     tolerance = 1 / film.fps / 4
+    wanted = _wanted(film, [k * step + tolerance for k in range(first, stop)])
     scaler = VideoReformatter()
 
     def scaled(frame: av.VideoFrame) -> Picture:
@@ -140,7 +142,7 @@ def sample_pictures(
 
     k, shown, end = first, None, Fraction(0)
     with open_film(film.path) as container:
-        for time, length, frame in _frames(container, film, first * step, threads):
+        for time, length, frame in _frames(container, film, first * step, wanted, threads):
             while shown is not None and k < stop and k * step < time - tolerance:
                 yield k, scaled(shown)
                 k += 1
@@ -153,10 +155,31 @@ def sample_pictures(
         k += 1
 
 
+def _wanted(film: Film, times: Sequence[Fraction]) -> set[int]:
+    """Timestamps of the last picture and of those on the screen at `times`, read from the packets without decoding.
+
+    Of all where they rise in the order of decoding: nothing can be left out without B-frames, and with them such
+    timestamps are not the pictures'.
+    """
+    with open_film(film.path) as container:
+        stream = _pictures_of(container)
+        stamps = np.array([packet.pts for packet in container.demux(stream) if packet.pts is not None], np.int64)
+        base = Fraction(stream.time_base or 0)
+    if (np.diff(stamps) > 0).all():
+        return set(stamps.tolist())
+    stamps.sort()
+    bounds = [math.floor((time + film.start) / base) for time in times]
+    shown = stamps[np.maximum(np.searchsorted(stamps, bounds, side="right") - 1, 0)]
+    return {*shown.tolist(), int(stamps[-1])}
+
+
 def _frames(
-    container: av.container.InputContainer, film: Film, start: Fraction, threads: int
+    container: av.container.InputContainer, film: Film, start: Fraction, wanted: set[int], threads: int
 ) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
-    """Decoded frames with time and duration in seconds, from the keyframe before `start` on."""
+    """Decoded frames with time and duration in seconds, from the keyframe before `start` on.
+
+    Those that are not wanted are left out where no other refers to them: half of a film with B-frames.
+    """
     stream = _pictures_of(container)
     stream.thread_type = "AUTO"
     stream.codec_context.thread_count = threads
@@ -164,7 +187,7 @@ def _frames(
     if start > SEEK_BACK_SECONDS:
         goal = start - SEEK_BACK_SECONDS
         container.seek(int((goal + film.start) / base), stream=stream, backward=True)
-    for frame in container.decode(stream):
+    for frame in _decoded(container, stream, wanted):
         if frame.pts is None:
             continue
         time = frame.pts * base - film.start
@@ -173,6 +196,13 @@ def _frames(
                 f"{film.path} is damaged at {float(time):.2f} s", remedy="copy the film again, or re-encode it"
             )
         yield time, _frame_seconds(frame, base, film), frame
+
+
+def _decoded(container: av.container.InputContainer, stream: Any, wanted: set[int]) -> Iterator[Any]:
+    for packet in container.demux(stream):
+        needed = packet.pts is None or packet.pts in wanted
+        stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
+        yield from packet.decode()
 
 
 def _frame_seconds(frame: Any, base: Fraction, film: Film) -> Fraction:

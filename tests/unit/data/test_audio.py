@@ -50,6 +50,32 @@ def test_windows_give_the_codes_of_the_whole(processor, reference, monkeypatch):
     assert len(np.unique(whole[-1])) > 20
 
 
+@pytest.mark.parametrize("backend", ["encodec", "transformers"])
+def test_only_the_beginning_of_a_stream_is_padded(backend):
+    """Given the real past, the layers without pads are the package's own to the bit, and leave what they are given."""
+    layers = codec.load_codec(AudioConfig(backend=backend, weights="random"))
+    heard = torch.from_numpy(make_sound(1.0, rate=24_000))[None, None]
+    with torch.inference_mode():
+        whole = layers.beginning.before(heard)
+        kept = whole.clone()
+        rest = layers.onwards.before(heard[..., 40 * 320 - audio.CONTEXT_SAMPLES :])
+        assert torch.equal(rest, whole[..., 40:])
+        ended = layers.onwards.after(whole)
+        assert torch.equal(ended, layers.beginning.after(whole)[..., audio.LAST_KERNEL - 1 :])
+        assert torch.equal(whole, kept)
+        start = layers.onwards.before(torch.nn.functional.pad(heard[..., : 20 * 320], (audio.CONTEXT_SAMPLES, 0)))
+    assert not torch.allclose(start[..., 0], whole[..., 0]), "silence before the start is not what the package pads"
+    assert set(layers.onwards.before.parameters()) == set(layers.beginning.before.parameters())
+
+
+def test_a_stream_begins_as_the_package_does(processor, reference, monkeypatch):
+    monkeypatch.setattr(audio, "WINDOW_FRAMES", 40)
+    reference.set_target_bandwidth(6.0)
+    with torch.inference_mode():
+        whole = reference.encode(torch.from_numpy(SOUND)[None, None])[0][0][0].numpy()
+    assert np.array_equal(processor.encode(SOUND, 24_000)[:, :40], whole[:, :40])
+
+
 def test_an_interrupted_stream_goes_on_behind_what_it_remembers(tmp_path, processor, monkeypatch):
     monkeypatch.setattr(audio, "WINDOW_FRAMES", 40)
     whole = processor.encode(SOUND, 24_000)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import subprocess
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from giblet.data import video
 from giblet.data.sound import SAMPLE_RATE_HZ, film_frames, film_sound
 from giblet.data.video import probe, sample_pictures
 from tests.support.media import grey, make_film
@@ -88,6 +92,60 @@ def test_its_pictures_and_its_sound_are_where_its_clock_says(name: str, tmp_path
     assert [level > 0.02 for level in loud] == [
         {"sound that goes on longer": s < 3, "sound that begins late": s >= 1}.get(name, True) for s in range(wanted)
     ]
+
+
+PYRAMID = ["-c:v", "libx264", "-crf", "12", "-bf", "3", "-g", "24"]
+WITH_B_FRAMES: dict[str, tuple[str, list[str]]] = {
+    "no pyramid": (".mp4", [*PYRAMID, "-x264-params", "b-pyramid=none"]),
+    "pyramid": (".mkv", [*PYRAMID, "-x264-params", "b-pyramid=normal:ref=4"]),
+    "open groups of pictures": (".ts", [*PYRAMID, "-x264-params", "open-gop=1"]),
+    "two fields a picture": (".mp4", [*PYRAMID, "-flags", "+ildct+ilme"]),
+    "no timestamps": (".avi", [*PYRAMID]),
+    "HEVC": (".mp4", ["-c:v", "libx265", "-x265-params", "log-level=error:bframes=4"]),
+    "MPEG-2": (".mpg", ["-c:v", "mpeg2video", "-q:v", "2", "-bf", "2"]),
+    "MPEG-4": (".mp4", ["-c:v", "mpeg4", "-q:v", "2", "-bf", "2"]),
+    "VP9": (".webm", ["-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8"]),
+}
+
+
+@pytest.mark.parametrize("name", WITH_B_FRAMES)
+def test_leaving_out_what_no_picture_needs_changes_no_picture(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suffix, arguments = WITH_B_FRAMES[name]
+    path = tmp_path / f"film{suffix}"
+    ffmpeg("-f", "lavfi", "-i", f"testsrc2=size=64x48:rate=24:duration={SECONDS}", "-f", "lavfi", "-i",
+           f"sine=duration={SECONDS}", *arguments, "-pix_fmt", "yuv420p", path)  # fmt: skip
+    seen, began_later = pictures(path), pictures(path, first=11)
+    monkeypatch.setattr(video, "_decoded", lambda container, stream, _wanted: container.decode(stream))
+    assert np.array_equal(seen, pictures(path))
+    assert np.array_equal(began_later, pictures(path, first=11))
+
+
+def test_nothing_is_left_out_where_timestamps_are_those_of_decoding(tmp_path: Path) -> None:
+    """A bare stream in a container that was given no times: they say nothing of when a picture is shown."""
+    ffmpeg("-f", "lavfi", "-i", f"testsrc2=size=64x48:rate=24:duration={SECONDS}", *PYRAMID, tmp_path / "bare.264")
+    ffmpeg("-i", tmp_path / "bare.264", "-c", "copy", tmp_path / "film.mp4")
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        stamps = [packet.pts for packet in container.demux(video=0) if packet.pts is not None]
+    assert len(stamps) == SECONDS * 24
+    assert video._wanted(probe(tmp_path / "film.mp4"), [Fraction(1)]) == set(stamps)
+
+
+def test_pictures_that_nothing_needs_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "film.mp4"
+    ffmpeg("-f", "lavfi", "-i", f"testsrc2=size=64x48:rate=24:duration={SECONDS}", *PYRAMID, path)
+    decoded: list[av.VideoFrame] = []
+    real = video._decoded
+
+    def counted(*arguments: Any) -> Iterator[Any]:
+        for frame in real(*arguments):
+            decoded.append(frame)
+            yield frame
+
+    monkeypatch.setattr(video, "_decoded", counted)
+    assert len(pictures(path)) == SECONDS * 24 / SKIP
+    assert len(decoded) < 0.75 * SECONDS * 24
 
 
 def test_a_film_taken_with_the_camera_on_its_side_is_turned_upright(tmp_path: Path) -> None:
