@@ -141,10 +141,9 @@ class Tally:
     """The statistics of one tensor's elements, block by block.
 
     `limit`: a finite floating-point element with a larger absolute value counts as over it. Integers never do.
-    `pivot`: about the mean, where it is known.
     """
 
-    def __init__(self, form: NumberFormat, limit: float, pivot: float = 0.0) -> None:
+    def __init__(self, form: NumberFormat, limit: float) -> None:
         self._form, self._limit = form, math.inf if form.kind == "integer" else limit
         self._name = "float32" if form.kind == "byte" else _COMPONENT.get(form.name, form.name)
         self._codes = form.name in _CODES
@@ -152,7 +151,6 @@ class Tally:
         self._kernel = None if wide_integers else kernel("uint8" if form.name == "bool" else self._name)
         self._item_bytes = np.dtype(form.numpy).itemsize
         self._pivot, self._found = 0.0, Found()
-        self._move(pivot)
         self._least = _UNDERFLOW.get(self._name, _UNDERFLOW_SINGLE)
         self._whole = TensorStatistics()
 

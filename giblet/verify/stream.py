@@ -186,8 +186,6 @@ class _Crew:
     ) -> None:
         self._storage, self._limit, self._formats, self._sizes = storage, magnitude_limit, formats, sizes
         self._own = threading.local()
-        self._means: dict[str, float] = {}
-        """Of each tensor's newest run: what little the next one's sums should be about."""
         self._readers: list[Reader] = []
         self._counted: list[dict[str, Distribution]] = []
         local = Reader(storage, 0).local
@@ -230,7 +228,7 @@ class _Crew:
         if len(run.chunks) != 1 or self._sizes or (run.stop - run.start) < _WORTH_BYTES:
             return None
         name = item.chunks[run.chunks[0]].tensor
-        tally = self._tally(self._formats[name], is_second_moment(name), self._means.get(name, 0.0))
+        tally = self._tally(self._formats[name], is_second_moment(name))
         try:
             file, buffer = reader.opened(item.key)
         except FileNotFoundError:
@@ -238,23 +236,20 @@ class _Crew:
         crc = tally.scan(file, item.begin + run.start, item.begin + run.stop, buffer, item.checksum)
         if crc is None:
             return None
-        found = tally.result()
-        self._means[name] = found.mean
-        return _Measured(run, crc, run.stop - run.start, {name: found})
+        return _Measured(run, crc, run.stop - run.start, {name: tally.result()})
 
     def _in_blocks(self, reader: Reader, item: StoredObject, run: _Run) -> _Measured:
         starts = range(item.begin + run.start, item.begin + run.stop, BLOCK_BYTES)
         stop = item.begin + run.stop
         return self._measure_run(item, run, (reader.read(item.key, at, min(at + BLOCK_BYTES, stop)) for at in starts))
 
-    def _tally(self, form: NumberFormat, squares: bool, mean: float = 0.0) -> Tally:
-        return Tally(form, self._limit**2 if squares else self._limit, mean)
+    def _tally(self, form: NumberFormat, squares: bool) -> Tally:
+        return Tally(form, self._limit**2 if squares else self._limit)
 
     def _measure_run(self, item: StoredObject, run: _Run, parts: Iterable[Array]) -> _Measured:
         owners = {item.chunks[index].tensor: self._formats[item.chunks[index].tensor] for index in run.chunks}
         kinds = {name: (form, is_second_moment(name)) for name, form in owners.items()}
-        mean = max((self._means.get(name, 0.0) for name in owners), default=0.0)
-        tallies = {kind: self._tally(*kind, mean) for kind in set(kinds.values())}
+        tallies = {kind: self._tally(*kind) for kind in set(kinds.values())}
         hashed = item.crc is not None or any(item.chunks[index].crcs for index in run.chunks)
         extend, crc, length = item.checksum.extend, 0, 0
         for part in parts:
@@ -266,8 +261,6 @@ class _Crew:
             for name in owners.keys() & self._sizes.keys():
                 self._count(name, part)
         found = {kind: tally.result() for kind, tally in tallies.items()}
-        for name, kind in kinds.items():
-            self._means[name] = found[kind].mean
         return _Measured(run, crc, length, {name: found[kind] for name, kind in kinds.items()})
 
     def _count(self, name: str, part: Array) -> None:
