@@ -318,7 +318,7 @@ class TelemetryConfig(Section):
     last_scrape_seconds: NonNegative = Field(
         60.0,
         description="How long a run that has ended waits at most for Prometheus to see its last numbers; it does not "
-        "wait where nobody has asked for them before, nor when asked to stop.",
+        "wait where nobody has asked for them before (but a pod whose run diverges does), nor when asked to stop.",
     )
     hang_seconds: Positive = Field(600.0, description="No step for so long counts as hung.")
     save_hang_seconds: Positive = Field(1800.0, description="The same while a save is in progress.")

@@ -47,11 +47,15 @@ def serving_metrics(config: GibletConfig, world: World) -> Iterator[Metrics]:
         log.warning("metrics are not served", port=port, reason=str(error), remedy="change telemetry.metrics_port")
         yield metrics
         return
+    began = time.monotonic()
     with exporter:
         try:
             yield metrics
         except DivergedError:
-            exporter.wait_for_scrape(config.telemetry.last_scrape_seconds)
+            # Perhaps before the first scrape, and no other start will say it again. In a pod somebody will ask.
+            limit = config.telemetry.last_scrape_seconds
+            left = max(limit - (time.monotonic() - began), 0.0) if "GIBLET_POD" in os.environ else 0.0
+            exporter.wait_for_scrape(limit, first_seconds=left)
             raise
         exporter.wait_for_scrape(config.telemetry.last_scrape_seconds)
 

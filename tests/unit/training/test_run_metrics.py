@@ -104,3 +104,29 @@ def test_the_last_numbers_wait_for_a_scrape_where_the_run_is_over(error: Excepti
         assert 'giblet_train_ended{run="small"} 1.0' in seen[0]
     else:
         assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("in_pod", [True, False])
+def test_a_run_that_diverges_before_the_first_scrape_waits_for_it_in_a_pod(
+    in_pod: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, seen = free_port(), []
+    config = small_config(telemetry={"metrics_port": port, "last_scrape_seconds": 30})
+    monkeypatch.delenv("GIBLET_POD", raising=False)
+    if in_pod:
+        monkeypatch.setenv("GIBLET_POD", "movie-worker-0")
+
+    def scrape() -> None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            seen.append(answer.read().decode())
+
+    first = threading.Timer(1.0, scrape)
+    began = time.monotonic()
+    with contextlib.suppress(DivergedError), serving_metrics(config, WORLD) as metrics:
+        metrics.set("train_ended", 1)
+        first.start()
+        raise DivergedError("x")
+    assert time.monotonic() - began < 15
+    first.join()
+    assert bool(seen) == in_pod
+    assert not in_pod or 'giblet_train_ended{run="small"} 1.0' in seen[0]
