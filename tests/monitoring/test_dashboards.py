@@ -95,7 +95,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         first.exit_code()
         second = Running(folder, config, dataset, nice=10, **budget_environment(10, 9))
         stack.callback(second.stop)
-        second.until_said("resumed")
+        second.until_said("INFO step ")  # it has read the checkpoint that will be damaged
         tell_verdicts(config, storage, metrics)
         yield Scene(prometheus, metrics)
 
