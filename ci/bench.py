@@ -37,7 +37,7 @@ def main() -> int:
         description=f"{__doc__}\nparts:{parts}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison (3)")
-    parser.add_argument("--minutes", type=float, default=6.0, help="minutes of the film to prepare (6; at least 4)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="minutes of the film (10: all; at least 4)")
     parser.add_argument("--gb", type=float, default=2.0, help="size of a checkpoint to verify (2; production: 13.6)")
     parser.add_argument("--megabytes", type=int, default=256, help="size of a checkpoint to save and load (256)")
     parser.add_argument("--only", choices=list(BENCHES), action="append", help="this part alone; may be repeated")
