@@ -11,6 +11,7 @@
     ├── DivergedError            77   the loss is no longer finite
     ├── StorageDeniedError       78   wrong secret, no permission, no such bucket
     ├── DeadlineError           124   what was waited for did not come in time
+    ├── CrashedError            128   a process ended without a word, or was left in haste
     ├── StorageUnavailableError 129   storage does not answer
     ├── HungError               130   no step within the allowance
     └── StoppedError            143   asked to stop; everything worth keeping was saved
@@ -99,6 +100,12 @@ class DeadlineError(GibletError):
     """What was waited for did not come within the time that was set for it."""
 
     exit_code = 124
+
+
+class CrashedError(GibletError):
+    """A process of ours was killed or crashed, or a second Ctrl-C left it no time to save."""
+
+    exit_code = EXIT_CRASHED
 
 
 class StorageUnavailableError(GibletError):

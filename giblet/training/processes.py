@@ -11,7 +11,7 @@ from pathlib import Path
 
 from giblet.checkpoint import starts
 from giblet.config import GibletConfig
-from giblet.errors import EXIT_CRASHED, EXIT_OK, GibletError, StoppedError
+from giblet.errors import EXIT_CRASHED, EXIT_OK, CrashedError, GibletError, StoppedError
 from giblet.storage import open_storage
 from giblet.telemetry.logs import get_logger
 from giblet.training.loop import TrainResult
@@ -33,7 +33,8 @@ def launch_processes(config: GibletConfig, *, dataset_path: str | Path, zygote: 
     """Train in `training.processes` processes on this machine; like `train` in what it returns and raises.
 
     `zygote` forks them: it was made when this process had no threads yet, and has seen no GPU.
-    SIGTERM and Ctrl-C are passed on. A rank that crashed or was killed raises a `GibletError` of exit code 128.
+    SIGTERM and Ctrl-C are passed on. A rank that crashed or was killed raises `CrashedError`, and so
+    does a second Ctrl-C.
     """
     processes = config.training.processes
     check_world_size(processes, config.training)
@@ -64,10 +65,14 @@ def shutdown_seconds() -> float:
 
 
 def _wait(ranks: Ranks, signals: list[int]) -> list[Outcome]:
-    """Until every rank has ended; signals are passed on, and a second Ctrl-C ends them at once."""
+    """Until every rank has ended; signals are passed on, and a second Ctrl-C leaves at once (`CrashedError`)."""
     passed_on, deadline = 0, float("inf")
     while ranks.running:
         time.sleep(POLL_SECONDS)
+        if signals.count(signal.SIGINT) > 1:
+            raise CrashedError(
+                "second interrupt: left without saving", remedy="start it again: it goes on from the newest checkpoint"
+            )
         if len(signals) > passed_on:
             ranks.signal(signals[-1])
             deadline = min(deadline, time.monotonic() + shutdown_seconds())
@@ -75,7 +80,7 @@ def _wait(ranks: Ranks, signals: list[int]) -> list[Outcome]:
         failed = [outcome for outcome in ranks.poll() if outcome.exit_code != EXIT_OK]
         if failed and first_cause(failed).exit_code != StoppedError.exit_code:
             deadline = min(deadline, time.monotonic() + SETTLE_SECONDS)
-        if time.monotonic() > deadline or signals.count(signal.SIGINT) > 1:
+        if time.monotonic() > deadline:
             outcomes = ranks.poll()
             ranks.kill()
             return outcomes or [Outcome(0, EXIT_CRASHED, "Killed", "did not end in time", signal="SIGKILL")]
@@ -107,9 +112,7 @@ def _result(outcomes: list[Outcome], cause: Outcome, *, stopped: bool) -> TrainR
         )
     if cause.known is not None:
         raise cause.known(cause.message, remedy=cause.remedy)
-    crashed = GibletError(
+    raise CrashedError(
         f"training crashed: {cause.message if cause.signal else cause.told}",
         remedy="start it again: it goes on from the newest checkpoint",
     )
-    crashed.exit_code = EXIT_CRASHED
-    raise crashed

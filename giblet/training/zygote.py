@@ -27,7 +27,7 @@ import torch
 import torch.distributed.launcher.api as torchrun
 from torch.numa import binding
 
-from giblet.errors import EXIT_CRASHED
+from giblet.errors import EXIT_CRASHED, CrashedError
 
 _MESSAGE_BYTES = 1 << 16
 _REAP_SECONDS = 0.05
@@ -66,6 +66,7 @@ class Zygote:
         import_for_ranks()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._codes: dict[int, int] = {}
+        self._gone = False
         self._pid = os.fork()
         if self._pid == 0:
             self._socket.close()
@@ -81,15 +82,21 @@ class Zygote:
     def start(self, folder: Path, local_rank: int, environment: Mapping[str, str]) -> Forked:
         """A new rank: `giblet.training.worker.main(folder)`, with `environment` on top of what this process had."""
         request = {"folder": str(folder), "local_rank": local_rank, "environment": dict(environment)}
-        self._socket.send(json.dumps(request).encode())
-        while (pid := self._read(None)) is None:
-            pass
-        return Forked(pid, self)
+        try:
+            self._socket.send(json.dumps(request).encode())
+        except OSError:
+            self._gone = True
+        while not self._gone:
+            if (pid := self._read(None)) is not None:
+                return Forked(pid, self)
+        raise CrashedError("the process that forks ranks was killed (out of memory?)", remedy="start the run again")
 
     def code(self, pid: int) -> int | None:
-        """The exit code of a rank; None while it runs."""
-        while pid not in self._codes and self._readable():
+        """The exit code of a rank; None while it runs. Where what forked it was killed it is killed too."""
+        while pid not in self._codes and not self._gone and self._readable():
             self._read(0.0)
+        if self._gone and pid not in self._codes and _has_ended(pid):
+            self._codes[pid] = -signal.SIGKILL
         return self._codes.get(pid)
 
     def close(self) -> None:
@@ -102,11 +109,15 @@ class Zygote:
         return bool(select.select([self._socket], [], [], 0.0)[0])
 
     def _read(self, timeout: float | None) -> int | None:
-        """One message: the pid of a rank just forked, or None after noting an exit."""
+        """One message: the pid of a rank just forked, or None after noting an exit, or that nobody is there."""
         self._socket.settimeout(timeout)
-        body = self._socket.recv(_MESSAGE_BYTES)
+        try:
+            body = self._socket.recv(_MESSAGE_BYTES)
+        except ConnectionError:
+            body = b""
         if not body:
-            raise ChildProcessError("the process that forks ranks is gone")
+            self._gone = True
+            return None
         message = json.loads(body)
         if "code" in message:
             self._codes[message["pid"]] = message["code"]
@@ -162,6 +173,20 @@ def _fork_rank(request: dict[str, Any], channel: socket.socket) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _has_ended(pid: int) -> bool:
+    """Of a process that is not this one's child; one that nobody has waited for has ended, too."""
+    if sys.platform != "linux":
+        return True
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], 0.0)[0])
+    finally:
+        os.close(descriptor)
 
 
 def _bind_near_gpu(local_rank: int) -> None:

@@ -12,6 +12,7 @@ compiles it when a format is first met: in hundredths of a second, so that nothi
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -271,8 +272,10 @@ class Kernel:
 
 
 @lru_cache
-def kernel(name: str) -> Kernel:
-    """Compile the loops for a format."""
+def kernel(name: str) -> Kernel | None:
+    """Compile the loops for a format; None where this process may not make code of its own."""
+    if not _may_execute():
+        return None
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(
@@ -285,6 +288,16 @@ def kernel(name: str) -> Kernel:
     measure = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p)
     scan = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
     return Kernel(measure(engine.get_function_address("measure")), scan(engine.get_function_address("scan")))
+
+
+def _may_execute() -> bool:
+    """Whether memory that was written to may be made executable: hardened systems forbid it, and LLVM then crashes."""
+    with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
+        first = ctypes.c_char.from_buffer(page)
+        address = ctypes.addressof(first)
+        del first
+        allowed = ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_EXEC)
+        return int(allowed) == 0
 
 
 _kept: list[Any] = []

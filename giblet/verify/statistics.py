@@ -1,7 +1,7 @@
 """Exact counts and moments of a tensor's bytes, block by block, near the speed of memory.
 
 One compiled loop (`kernels`) goes over a block. It tells the largest |x|, the zeros and the sums of x - pivot and of
-its square, where the pivot is the mean of what came before, so that little cancels. A healthy block needs no more. One
+its square, where the pivot is the mean of the blocks before, so that little cancels. A healthy block needs no more. One
 in which something is not finite, that is over the limit, or whose sums lost their digits is looked at again with numpy
 in float64; so are the few elements that fill no step of the loop, and integers of more than one byte.
 

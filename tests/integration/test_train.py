@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from giblet.errors import ConfigError, GibletError
+from giblet.errors import ConfigError, CrashedError, GibletError
 from giblet.training import train
 from giblet.training.loop import Trainer
+from tests.support.forked import children
 from tests.support.prepared import make_prepared
 from tests.support.running import Running
 from tests.support.training import small_config
@@ -69,6 +70,14 @@ def close(found, expected):
             assert curve[:2] == pytest.approx(wanted[:2], rel=TOLERANCE_AT_FIRST), term
     assert (found.step, found.epoch, found.reason) == (expected.step, expected.epoch, expected.reason)
     assert found.best.step == expected.best.step
+
+
+def all_gone(pids: list[int]) -> None:
+    """None may train on beside the next start. (A moment passes until an orphan is reaped.)"""
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "ranks outlived what started them"
+        time.sleep(0.05)
 
 
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(dataset, tmp_path, whole):
@@ -133,10 +142,7 @@ def test_two_sharded_ranks_killed_and_resumed_equal_uninterrupted_bit_for_bit(da
     assert len(ranks) == 2
     running.until_step(5)
     assert running.send(signal.SIGKILL) == -signal.SIGKILL
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in ranks):  # none may train on beside the next start
-        assert time.monotonic() < deadline, "ranks outlived what started them"
-        time.sleep(0.05)
+    all_gone(ranks)
     resumed = Running(tmp_path, config(url, "run", 2), dataset).result()
     assert resumed == uninterrupted
     same_bits(tensors(url, "run"), tensors(other, "run"))
@@ -150,6 +156,34 @@ def test_a_fault_in_every_rank_is_told_once_as_what_it_is(dataset, tmp_path):
     faulty = small_config(**{**faulty.model_dump(mode="json"), "model": {"voxels": 5}})
     with pytest.raises(ConfigError, match=r"model\.voxels is 5"):
         Running(tmp_path, faulty, dataset).result()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["a rank", "what forks them"])
+def test_a_process_that_is_killed_is_told_in_one_message(dataset, tmp_path, who):
+    running = Running(tmp_path, config(tmp_path, "run", 2), dataset)
+    running.until_step(1)
+    ranks, (zygote,) = running.ranks(), children(running.process.pid)
+    os.kill(ranks[1] if who == "a rank" else zygote, signal.SIGKILL)
+    with pytest.raises(CrashedError, match=r"rank \d ended with SIGKILL \(out of memory\?\)"):
+        running.result()
+    all_gone(ranks)
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_leaves_at_once(dataset, tmp_path):
+    running = Running(tmp_path, config(tmp_path, "run", 2), dataset)
+    running.until_step(1)
+    ranks = running.ranks()
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)  # they will not save for the first
+    os.kill(running.process.pid, signal.SIGINT)
+    time.sleep(1)
+    assert running.process.is_alive()
+    assert running.send(signal.SIGINT) == 128
+    with pytest.raises(CrashedError, match="second interrupt: left without saving"):
+        running.result()
+    all_gone(ranks)
 
 
 def test_a_number_of_ranks_that_does_not_fit_is_refused_at_once(dataset, tmp_path):

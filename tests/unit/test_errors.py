@@ -28,6 +28,7 @@ def test_exit_codes() -> None:
         "DivergedError": 77,
         "StorageDeniedError": 78,
         "DeadlineError": 124,
+        "CrashedError": 128,
         "StorageUnavailableError": 129,
         "HungError": 130,
         "StoppedError": 143,
