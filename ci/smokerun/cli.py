@@ -208,9 +208,10 @@ class Smoke:
         try:
             self.say("clean up")
             self.release.uninstall()
+            cluster = Cluster(self.options.kube_context, self.options.namespace)
+            cluster.wait_until_gone(self.release)
             if evidence:
                 return True
-            cluster = Cluster(self.options.kube_context, self.options.namespace)
             with reaching(self.release.config, self._secret(cluster), self.options.kube_context) as config:
                 delete_run(config)
             return True

@@ -15,10 +15,15 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 from urllib3.exceptions import HTTPError
 
-from smokerun.errors import CannotStartError
+from smokerun.errors import CannotStartError, SmokeError
 from smokerun.release import Release
 
 ANSWER_SECONDS = 15
+
+GONE_SECONDS = 300
+"""A worker may take its whole grace period."""
+
+POLL_SECONDS = 1.0
 
 
 @dataclass
@@ -102,6 +107,29 @@ class Cluster:
         selector = f"app.kubernetes.io/instance={release.name},app.kubernetes.io/component notin (prepare,test)"
         found = self.core.list_namespaced_pod(self.namespace, label_selector=selector, _request_timeout=ANSWER_SECONDS)
         return list(found.items)
+
+    def left(self, release: Release) -> list[str]:
+        """Jobs and pods of the release that are still there, as kubectl names them."""
+        selector = f"app.kubernetes.io/instance={release.name}"
+        words = {"label_selector": selector, "_request_timeout": ANSWER_SECONDS}
+        custom = client.CustomObjectsApi(self._api)
+        training = custom.list_namespaced_custom_object("kubeflow.org", "v1", self.namespace, "pytorchjobs", **words)
+        return [
+            *[f"pytorchjob/{item['metadata']['name']}" for item in training["items"]],
+            *[f"job/{item.metadata.name}" for item in self.batch.list_namespaced_job(self.namespace, **words).items],
+            *[f"pod/{item.metadata.name}" for item in self.core.list_namespaced_pod(self.namespace, **words).items],
+        ]
+
+    def wait_until_gone(self, release: Release) -> None:
+        """Return once nothing runs of an uninstalled release. Raises SmokeError if something stays."""
+        deadline = time.monotonic() + GONE_SECONDS
+        while left := self._ask(f"release {release.name}", lambda **_: self.left(release)):
+            if time.monotonic() > deadline:
+                raise SmokeError(
+                    f"uninstalled, and {GONE_SECONDS} s later there still is {', '.join(left)}",
+                    remedy=f"kubectl -n {self.namespace} describe {left[0]}",
+                )
+            time.sleep(POLL_SECONDS)
 
     def verification(self, name: str) -> Any:
         """The verification Job, or None."""

@@ -125,9 +125,12 @@ class Release:
             raise kind(said) from None
 
     def uninstall(self) -> None:
-        """Take all of it away and wait until it is gone; no error if there is nothing."""
+        """Have all of it taken away; no error if there is nothing.
+
+        Not with --wait: helm 4's returns too early at times (helm issue 31651), or never (31766).
+        """
         try:
-            run([*self._helm("uninstall"), self.name, "--ignore-not-found", "--wait", "--cascade", "foreground"])
+            run([*self._helm("uninstall"), self.name, "--ignore-not-found"])
         except ClusterError as error:
             remedy = f"helm -n {self.namespace} uninstall {self.name}"
             raise SmokeError(f"cleaning up failed: {_helm_words(error)}", remedy=remedy) from None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from safetensors.torch import save
 
 from giblet.config.schema import AudioConfig
 from giblet.data.codec import load_codec
+from giblet.data.lockstep import LockStep
 from giblet.data.sound import HOP_SAMPLES, SAMPLE_RATE_HZ, Waveform, film_frames, film_sound, resample
 from giblet.data.video import probe
 from giblet.data.workspace import write_atomically
@@ -68,16 +70,24 @@ class Past:
 
 
 class AudioProcessor:
-    """Turns sound into EnCodec codes. Deterministic on one machine for a given number of threads."""
+    """Turns sound into EnCodec codes. Deterministic on one machine for a given number of threads, and of `streams`.
 
-    def __init__(self, config: AudioConfig | None = None) -> None:
+    `streams`: so many threads at most have a stream at the same time; with more than one, each does so within `joined`.
+    """
+
+    def __init__(self, config: AudioConfig | None = None, streams: int = 1) -> None:
         self.config = config if config is not None else AudioConfig()
         self._codec = load_codec(self.config)
+        self._lstm = LockStep(self._codec.lstm, streams)
 
     @property
     def codebooks(self) -> int:
         """Q."""
         return self.config.codebooks
+
+    def joined(self) -> AbstractContextManager[None]:
+        """While a thread is in here, the others' streams wait for each window of its own."""
+        return self._lstm.stream()
 
     def encode(self, waveform: npt.ArrayLike | torch.Tensor, sample_rate_hz: int) -> Codes:
         """Codes int16 (Q, frames) of a waveform: (samples,), or (channels, samples), which are averaged.
@@ -117,7 +127,7 @@ class AudioProcessor:
         heard = np.concatenate([past.samples[-CONTEXT_SAMPLES:], window])
         hidden = convolutions.before(torch.from_numpy(heard)[None, None]).permute(2, 0, 1)
         state = None if past.hidden is None or past.cell is None else (past.hidden, past.cell)
-        recurrent, (past.hidden, past.cell) = self._codec.lstm(hidden, state)
+        recurrent, (past.hidden, past.cell) = self._lstm(hidden, state)
         features = (recurrent + hidden).permute(1, 2, 0)
         joined = features if past.features is None else torch.cat([past.features, features], dim=2)
         past.samples = window[-CONTEXT_SAMPLES:]

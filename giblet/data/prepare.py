@@ -96,6 +96,7 @@ class _Preparation:
         self._text_dimension = 0
         self._audio_processor: AudioProcessor | None = None
         self._processors = usable_processors()
+        self._listeners = min(len(plan.films), MOST_FILMS_AT_ONCE)
         self._audio_threads = self._video_threads = 1
         self._torch_threads = 0
         """As many as torch had before a listener changed that; 0 until then."""
@@ -112,15 +113,14 @@ class _Preparation:
         scanned = sum(p.grid.trs for p in plan.presentations for _ in p.scans)
         films = list(enumerate(plan.films))
         unheard, unseen = iter(films), iter(films)  # a list's iterator gives each item to one thread
-        listeners = min(len(films), MOST_FILMS_AT_ONCE)
-        viewers = min(listeners, self._processors)
-        self._audio_threads = max(self._processors // listeners, 1)
+        viewers = min(self._listeners, self._processors)
+        self._audio_threads = max(self._processors // self._listeners, 1)
         self._video_threads = min(max(self._processors // 2 // viewers, 1), MOST_DECODERS)
         with progress("prepare", total=seconds * (1 + AUDIO_WORK) + scanned * VOLUME_WORK, unit="s") as self._bar:
             try:
                 self._in_parallel(
                     [
-                        *[lambda: self._each(self._audio, unheard)] * listeners,
+                        *[lambda: self._each(self._audio, unheard)] * self._listeners,
                         *[lambda: self._each(self._video, unseen)] * viewers,
                         self._bold_and_text,
                     ]
@@ -269,23 +269,24 @@ class _Preparation:
         if first >= frames:
             return
         targets = [(self._array(index, "audio"), placement) for index, placement in self._showings(path, _audio_layout)]
-        for codes in processor.stream(film_sound(film), frames, past):
-            stop = first + codes.shape[1]
-            for array, placement in targets:
-                low, high = max(first, placement.first), min(stop, placement.stop)
-                if low < high:
-                    here = slice(low - placement.first, high - placement.first)
-                    array[placement.tr[here], :, placement.slot[here]] = codes[:, low - first : high - first].T
-            self._advance(AUDIO_WORK * codes.shape[1] / AUDIO_FRAMES_PER_SECOND)
-            first = stop
-            flush(*(array for array, _ in targets))
-            past.save(record)
+        with processor.joined():
+            for codes in processor.stream(film_sound(film), frames, past):
+                stop = first + codes.shape[1]
+                for array, placement in targets:
+                    low, high = max(first, placement.first), min(stop, placement.stop)
+                    if low < high:
+                        here = slice(low - placement.first, high - placement.first)
+                        array[placement.tr[here], :, placement.slot[here]] = codes[:, low - first : high - first].T
+                self._advance(AUDIO_WORK * codes.shape[1] / AUDIO_FRAMES_PER_SECOND)
+                first = stop
+                flush(*(array for array, _ in targets))
+                past.save(record)
 
     def _processor(self) -> AudioProcessor:
         from giblet.data.audio import AudioProcessor
 
         if self._audio_processor is None:
-            self._audio_processor = AudioProcessor(self.config.audio)
+            self._audio_processor = AudioProcessor(self.config.audio, self._listeners)
         return self._audio_processor
 
     def _bold_and_text(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -78,17 +79,17 @@ class Workspace:
         Raises `OSError` where the disk has no room for it.
         """
         path = self.folder / f"{name}.npy"
+        header = _npy_header(shape, dtype)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_suffix(".new")
             with fresh.open("wb") as file:
-                header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-                size = file.tell() + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+                file.write(header)
+                size = len(header) + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
                 file.flush()
                 os.posix_fallocate(file.fileno(), 0, size)
             fresh.replace(path)
-        array: npt.NDArray[Any] = np.lib.format.open_memmap(path, mode="r+")
+        array: npt.NDArray[Any] = np.memmap(path, dtype, mode="r+", offset=len(header), shape=shape)
         return array
 
     def finish(self, manifest: Manifest) -> Path:
@@ -98,6 +99,18 @@ class Workspace:
         self.folder.rename(self.final)
         sync_folder(self.final.parent)
         return self.final
+
+
+def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
+    """How a `.npy` of that shape begins.
+
+    It is made anew rather than read: numpy reads it with `ast`, and when two threads are in there at once, or one
+    while the other imports, CPython 3.11 raises a SystemError ("AST constructor recursion depth mismatch").
+    """
+    made = io.BytesIO()
+    description = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(made, description)
+    return made.getvalue()
 
 
 def flush(*arrays: npt.NDArray[Any]) -> None:

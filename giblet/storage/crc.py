@@ -76,6 +76,8 @@ def join(kind: Checksum, first: int, second: int, second_bytes: int) -> int:
     """The checksum of two runs of bytes, one after the other."""
     if not second_bytes:
         return first
+    if not first:
+        return second
     return _multiply(_power(second_bytes, kind.polynomial), first, kind.polynomial) ^ second
 
 

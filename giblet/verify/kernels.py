@@ -1,9 +1,9 @@
 """The compiled loop over a block of numbers: one pass, without the GIL, near the speed of the cache.
 
 It gives what is needed to see that a block is healthy: the largest bit pattern without its sign (such patterns sort
-like |x|, and a NaN lies above infinity, which lies above every number), how many elements are zero, and the sums of
-x - pivot and of its square. These are float32 (float64 for float64) over a row of `ROW` elements, and float64 from row
-to row. What it finds suspicious `statistics` looks at again with numpy.
+like |x|, and a NaN lies above infinity, which lies above every number), how many elements are zero, and the sums of x
+and of its square. These are exact for one-byte codes, else float32 (float64 for float64) over a row of `ROW` elements,
+and float64 from row to row. What it finds suspicious `statistics` looks at again with numpy.
 
 The loop is written in LLVM's own language, once for all formats, with vectors that LLVM cuts to the machine's. llvmlite
 compiles it when a format is first met: in hundredths of a second, so that nothing has to be kept on a disk.
@@ -23,33 +23,54 @@ import llvmlite.binding as llvm
 _VECTORS = '"min-legal-vector-width"="256" "prefer-vector-width"="256"'
 """512 bits are a little faster, and slow the processor's clock down for the checksum that comes next."""
 
-LANES = 16
-"""Elements of one step; what a block has beyond a multiple of them is not looked at."""
+LANES = 32
+"""Elements of one step: enough that no sum waits for itself. What a block has beyond a multiple is not looked at."""
 
-ROW = 1024
-"""Elements of one float32 sum: few enough to be accurate, and for 16 bits to count their zeros."""
+ROW = 2048
+"""Elements of one sum in small numbers: few enough to be accurate, and for 16 bits to hold a code's."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Loop:
-    """How a format's `bits` become a `real` number: lines of LLVM that set %magnitude and %x from %bits."""
+    """How a format's elements are measured: lines of LLVM that set %magnitude, %total and %square from %bits.
+
+    `total` and `square`: how many sums there are side by side, and of which type.
+    """
 
     bits: int
-    real: str
+    total: tuple[int, str]
+    square: tuple[int, str]
     magnitude: str
-    number: str
+    sums: str
 
 
-def _splat(value: str, kind: str) -> str:
-    return f"<{', '.join([f'{kind} {value}'] * LANES)}>"
+def _splat(value: str, kind: str, lanes: int = LANES) -> str:
+    return f"<{', '.join([f'{kind} {value}'] * lanes)}>"
 
 
-def _without_sign(bits: int) -> str:
-    return f"%magnitude = and <{LANES} x i{bits}> %bits, {_splat(str((1 << (bits - 1)) - 1), f'i{bits}')}"
+def _places(start: int, stop: int, step: int = 1) -> str:
+    """Which lanes a shuffle takes."""
+    taken = range(start, stop, step)
+    return f"<{len(taken)} x i32> <{', '.join(f'i32 {lane}' for lane in taken)}>"
 
 
 _V = f"<{LANES} x "
-_HALF = f"""
+_HALF = LANES // 2
+
+
+def _ieee(bits: int, real: str, number: str) -> _Loop:
+    """A floating-point format; `number` sets %x."""
+    suffix, wide = {"float": "f32", "double": "f64"}[real], f"{_V}{real}>"
+    return _Loop(
+        bits, (LANES, real), (LANES, real),
+        f"%magnitude = and {_V}i{bits}> %bits, {_splat(str((1 << (bits - 1)) - 1), f'i{bits}')}",
+        f"""{number}
+  %total = fadd {wide} %old.total, %x
+  %square = call {wide} @llvm.fmuladd.v{LANES}{suffix}({wide} %x, {wide} %x, {wide} %old.square)""",
+    )  # fmt: skip
+
+
+_FLOAT16 = f"""
   %wide = zext {_V}i16> %bits to {_V}i32>
   %top.bit = and {_V}i32> %wide, {_splat("32768", "i32")}
   %sign = shl {_V}i32> %top.bit, {_splat("16", "i32")}
@@ -58,31 +79,62 @@ _HALF = f"""
   %joined = or {_V}i32> %sign, %shifted
   %small = bitcast {_V}i32> %joined to {_V}float>
   %x = fmul {_V}float> %small, {_splat("0x46F0000000000000", "float")}"""
-"""float16: its bits in float32's places are the number over 2^112, denormal ones too; not so NaN and infinity."""
+"""Its bits in float32's places are the number over 2^112, denormal ones too; not so NaN and infinity."""
 
 _BFLOAT16 = f"""
-  %wide = zext {_V}i16> %bits to {_V}i32>
-  %shifted = shl {_V}i32> %wide, {_splat("16", "i32")}
-  %x = bitcast {_V}i32> %shifted to {_V}float>"""
-_CODE = "\n  %wide = {extend} " + f"{_V}i8> %bits to {_V}i32>\n  %x = sitofp {_V}i32> %wide to {_V}float>"
+  %pairs = bitcast {_V}i16> %bits to <{_HALF} x i32>
+  %low.bits = shl <{_HALF} x i32> %pairs, {_splat("16", "i32", _HALF)}
+  %high.bits = and <{_HALF} x i32> %pairs, {_splat("-65536", "i32", _HALF)}
+  %low = bitcast <{_HALF} x i32> %low.bits to <{_HALF} x float>
+  %high = bitcast <{_HALF} x i32> %high.bits to <{_HALF} x float>
+  %x = shufflevector <{_HALF} x float> %low, <{_HALF} x float> %high, {_places(0, LANES)}"""
+"""Two at a time, which are the halves of 32 bits: in another order, which no sum cares about."""
+
+
+def _codes(magnitude: str, even: str, odd: str) -> _Loop:
+    """One-byte integers, as pairs of 16 bits; `even` and `odd` say how each one of a pair comes out of it.
+
+    LLVM makes one instruction of two products and their sum.
+    """
+    lines, quarter = [f"%pairs = bitcast {_V}i8> %bits to <{_HALF} x i16>", even, odd], f"<{_HALF // 2} x i32>"
+    for name in ("even", "odd"):
+        lines += [
+            f"%{name}.wide = sext <{_HALF} x i16> %{name} to <{_HALF} x i32>",
+            f"%{name}.squares = mul nsw <{_HALF} x i32> %{name}.wide, %{name}.wide",
+            *(
+                f"%{name}.{half} = shufflevector <{_HALF} x i32> %{name}.squares, <{_HALF} x i32> poison, "
+                + _places(half, _HALF, 2) for half in (0, 1)
+            ),
+            f"%{name}.sum = add nsw {quarter} %{name}.0, %{name}.1",
+        ]  # fmt: skip
+    lines += [
+        f"%both = add <{_HALF} x i16> %even, %odd", f"%total = add <{_HALF} x i16> %old.total, %both",
+        f"%more.square = add {quarter} %even.sum, %odd.sum", f"%square = add {quarter} %old.square, %more.square",
+    ]  # fmt: skip
+    return _Loop(8, (_HALF, "i16"), (_HALF // 2, "i32"), magnitude, "\n  ".join(lines))
+
+
+_EIGHT = _splat("8", "i16", _HALF)
 _LOOPS = {
-    "float64": _Loop(64, "double", _without_sign(64), f"%x = bitcast {_V}i64> %bits to {_V}double>"),
-    "float32": _Loop(32, "float", _without_sign(32), f"%x = bitcast {_V}i32> %bits to {_V}float>"),
-    "bfloat16": _Loop(16, "float", _without_sign(16), _BFLOAT16),
-    "float16": _Loop(16, "float", _without_sign(16), _HALF),
-    "uint8": _Loop(8, "float", f"%magnitude = or {_V}i8> %bits, zeroinitializer", _CODE.format(extend="zext")),
-    "int8": _Loop(
-        8, "float", f"%magnitude = call {_V}i8> @llvm.abs.v{LANES}i8({_V}i8> %bits, i1 false)",
-        _CODE.format(extend="sext"),
+    "float64": _ieee(64, "double", f"%x = bitcast {_V}i64> %bits to {_V}double>"),
+    "float32": _ieee(32, "float", f"%x = bitcast {_V}i32> %bits to {_V}float>"),
+    "bfloat16": _ieee(16, "float", _BFLOAT16),
+    "float16": _ieee(16, "float", _FLOAT16),
+    "uint8": _codes(
+        f"%magnitude = or {_V}i8> %bits, zeroinitializer",
+        f"%even = and <{_HALF} x i16> %pairs, {_splat('255', 'i16', _HALF)}",
+        f"%odd = lshr <{_HALF} x i16> %pairs, {_EIGHT}",
+    ),
+    "int8": _codes(
+        f"%magnitude = call {_V}i8> @llvm.abs.v{LANES}i8({_V}i8> %bits, i1 false)",
+        f"%up = shl <{_HALF} x i16> %pairs, {_EIGHT}\n  %even = ashr <{_HALF} x i16> %up, {_EIGHT}",
+        f"%odd = ashr <{_HALF} x i16> %pairs, {_EIGHT}",
     ),
 }  # fmt: skip
 
 _TEXT = """
-define void @measure(ptr %data, i64 %steps, double %pivot, ptr %found) {vectors} {{
+define void @measure(ptr %data, i64 %steps, ptr %found) {vectors} {{
 start:
-  %narrow = {narrowed}
-  %one = insertelement <{L} x {real}> poison, {real} %narrow, i64 0
-  %center = shufflevector <{L} x {real}> %one, <{L} x {real}> poison, <{L} x i32> zeroinitializer
   %some = icmp ne i64 %steps, 0
   br i1 %some, label %row, label %end
 
@@ -100,8 +152,8 @@ step:
   %at = phi i64 [ %first, %row ], [ %next, %step ]
   %old.top = phi <{L} x i{B}> [ %all.top, %row ], [ %top, %step ]
   %old.zeros = phi <{L} x i{B}> [ zeroinitializer, %row ], [ %zeros, %step ]
-  %old.total = phi <{L} x {real}> [ zeroinitializer, %row ], [ %total, %step ]
-  %old.square = phi <{L} x {real}> [ zeroinitializer, %row ], [ %square, %step ]
+  %old.total = phi {total} [ zeroinitializer, %row ], [ %total, %step ]
+  %old.square = phi {square} [ zeroinitializer, %row ], [ %square, %step ]
   %place = getelementptr <{L} x i{B}>, ptr %data, i64 %at
   %bits = load <{L} x i{B}>, ptr %place, align 1
   {magnitude}
@@ -109,11 +161,7 @@ step:
   %is.zero = icmp eq <{L} x i{B}> %magnitude, zeroinitializer
   %minus = sext <{L} x i1> %is.zero to <{L} x i{B}>
   %zeros = sub <{L} x i{B}> %old.zeros, %minus
-  {number}
-  %distance = fsub <{L} x {real}> %x, %center
-  %total = fadd <{L} x {real}> %old.total, %distance
-  %square = call <{L} x {real}> @llvm.fmuladd.v{L}{suffix}(
-    <{L} x {real}> %distance, <{L} x {real}> %distance, <{L} x {real}> %old.square)
+  {sums}
   %next = add i64 %at, 1
   %more = icmp ult i64 %next, %last
   br i1 %more, label %step, label %row.end
@@ -122,10 +170,8 @@ row.end:
   %wide.zeros = {wide_zeros}
   %row.zeros = call i64 @llvm.vector.reduce.add.v{L}i64(<{L} x i64> %wide.zeros)
   %sum.zeros = add i64 %all.zeros, %row.zeros
-  %wide.total = {wide_total}
-  %sum.total = call reassoc double @llvm.vector.reduce.fadd.v{L}f64(double %all.total, <{L} x double> %wide.total)
-  %wide.square = {wide_square}
-  %sum.square = call reassoc double @llvm.vector.reduce.fadd.v{L}f64(double %all.square, <{L} x double> %wide.square)
+  {add_total}
+  {add_square}
   %on = icmp ult i64 %next, %steps
   br i1 %on, label %row, label %end
 
@@ -170,7 +216,7 @@ hash:
   %crc.next = call i64 %extend(i64 %crc, ptr %buffer, i64 %got)
   %crc.masked = and i64 %crc.next, 4294967295
   %steps = udiv i64 %got, {step_bytes}
-  call void @measure(ptr %buffer, i64 %steps, double %pivot, ptr %part)
+  call void @measure(ptr %buffer, i64 %steps, ptr %part)
   br label %merge
 
 merge:
@@ -191,11 +237,11 @@ end:
 def _scan_source(loop: _Loop) -> str:
     fields = []
     for index, (name, kind) in enumerate(
-        [("first", "i64"), ("stop", "i64"), ("block.bytes", "i64"), ("pivot", "double"), ("buffer", "ptr"),
-         ("read", "ptr"), ("extend", "ptr")], start=1
+        [("first", "i64"), ("stop", "i64"), ("block.bytes", "i64"), ("buffer", "ptr"), ("read", "ptr"),
+         ("extend", "ptr")], start=1
     ):  # fmt: skip
         fields += [f"%p{index} = getelementptr i64, ptr %run, i64 {index}", f"%{name} = load {kind}, ptr %p{index}"]
-    fields.append("%run.crc = getelementptr i64, ptr %run, i64 8")
+    fields.append("%run.crc = getelementptr i64, ptr %run, i64 7")
     joins = {
         "i64": "add i64 %a{i}, %b{i}",
         "double": "fadd double %a{i}, %b{i}",
@@ -215,14 +261,21 @@ def _scan_source(loop: _Loop) -> str:
 
 def _source(loop: _Loop) -> str:
     return _TEXT.format(
-        vectors=_VECTORS, L=LANES, B=loop.bits, real=loop.real, suffix="f64" if loop.real == "double" else "f32",
-        row_steps=ROW // LANES, magnitude=loop.magnitude, number=loop.number,
-        narrowed=_cast("fptrunc", "double", loop.real, "%pivot"),
+        vectors=_VECTORS, L=LANES, B=loop.bits, row_steps=ROW // LANES, magnitude=loop.magnitude, sums=loop.sums,
+        total=f"<{loop.total[0]} x {loop.total[1]}>", square=f"<{loop.square[0]} x {loop.square[1]}>",
         wide_zeros=_cast("zext", f"{_V}i{loop.bits}>", f"{_V}i64>", "%zeros"),
-        wide_total=_cast("fpext", f"{_V}{loop.real}>", f"{_V}double>", "%total"),
-        wide_square=_cast("fpext", f"{_V}{loop.real}>", f"{_V}double>", "%square"),
+        add_total=_add_up("total", *loop.total), add_square=_add_up("square", *loop.square),
         wide_largest=_cast("zext", f"i{loop.bits}", "i64", "%largest"),
     )  # fmt: skip
+
+
+def _add_up(name: str, lanes: int, kind: str) -> str:
+    """Lines that add a row's sums to those of all rows."""
+    how = {"float": "fpext", "double": "fpext", "i16": "sitofp", "i32": "sitofp"}[kind]
+    widened = _cast(how, f"<{lanes} x {kind}>", f"<{lanes} x double>", f"%{name}")
+    added = f"reassoc double @llvm.vector.reduce.fadd.v{lanes}f64"
+    return f"""%wide.{name} = {widened}
+  %sum.{name} = call {added}(double %all.{name}, <{lanes} x double> %wide.{name})"""
 
 
 def _cast(how: str, kind: str, wanted: str, value: str) -> str:
@@ -231,7 +284,7 @@ def _cast(how: str, kind: str, wanted: str, value: str) -> str:
 
 
 class Found(ctypes.Structure):
-    """What a loop finds: the largest pattern without its sign, the zeros, the sums of x - pivot and of its square."""
+    """What a loop finds: the largest pattern without its sign, the zeros, the sums of x and of its square."""
 
     _fields_: ClassVar = [
         ("top", ctypes.c_int64), ("zeros", ctypes.c_int64), ("total", ctypes.c_double), ("square", ctypes.c_double),
@@ -250,8 +303,7 @@ class Run(ctypes.Structure):
 
     _fields_: ClassVar = [
         ("file", ctypes.c_int64), ("first", ctypes.c_int64), ("stop", ctypes.c_int64), ("block_bytes", ctypes.c_int64),
-        ("pivot", ctypes.c_double), ("buffer", ctypes.c_void_p), ("read", ctypes.c_void_p),
-        ("extend", ctypes.c_void_p), ("crc", ctypes.c_int64),
+        ("buffer", ctypes.c_void_p), ("read", ctypes.c_void_p), ("extend", ctypes.c_void_p), ("crc", ctypes.c_int64),
     ]  # fmt: skip
     crc: int
 
@@ -263,11 +315,11 @@ PREAD = ctypes.cast(ctypes.CDLL(None).pread, ctypes.c_void_p).value or 0
 class Kernel:
     """The compiled loops for a format's elements. Both let other threads run.
 
-    `measure` takes the address of the elements, how many steps of `LANES`, the pivot, and a `Found` by reference to
+    `measure` takes the address of the elements, how many steps of `LANES`, and a `Found` by reference to
     fill. `scan` takes a `Run` and an empty `Found` by reference, adds up what it measures, and returns where it ended.
     """
 
-    measure: Callable[[int, int, float, Any], None]
+    measure: Callable[[int, int, Any], None]
     scan: Callable[[Any, Any], int]
 
 
@@ -285,7 +337,7 @@ def kernel(name: str) -> Kernel | None:
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
     _kept.append(engine)
-    measure = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p)
+    measure = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
     scan = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
     return Kernel(measure(engine.get_function_address("measure")), scan(engine.get_function_address("scan")))
 

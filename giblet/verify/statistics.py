@@ -1,9 +1,9 @@
 """Exact counts and moments of a tensor's bytes, block by block, near the speed of memory.
 
-One compiled loop (`kernels`) goes over a block. It tells the largest |x|, the zeros and the sums of x - pivot and of
-its square, where the pivot is the mean of the blocks before, so that little cancels. A healthy block needs no more. One
-in which something is not finite, that is over the limit, or whose sums lost their digits is looked at again with numpy
-in float64; so are the few elements that fill no step of the loop, and integers of more than one byte.
+One compiled loop (`kernels`) goes over a block. It tells the largest |x|, the zeros and the sums of x and of its
+square. A healthy block needs no more. One in which something is not finite, that is over the limit, or whose sums lost
+their digits (a mean of more than ten standard deviations) is looked at again with numpy in float64; so are the few
+elements that fill no step of the loop, and integers of more than one byte.
 
 Means and variances are of the finite elements, and merged by Chan, Golub and LeVeque (1979), "Updating formulae and a
 pairwise algorithm for computing sample variances".
@@ -150,7 +150,7 @@ class Tally:
         wide_integers = form.kind == "integer" and not self._codes
         self._kernel = None if wide_integers else kernel("uint8" if form.name == "bool" else self._name)
         self._item_bytes = np.dtype(form.numpy).itemsize
-        self._pivot, self._found = 0.0, Found()
+        self._found = Found()
         self._least = _UNDERFLOW.get(self._name, _UNDERFLOW_SINGLE)
         self._whole = TensorStatistics()
 
@@ -176,7 +176,7 @@ class Tally:
             return None
         size, step = stop - first, LANES * self._item_bytes
         block_bytes = buffer.size - buffer.size % step
-        run = Run(file, first, stop, block_bytes, self._pivot, buffer.ctypes.data, PREAD, checksum.address, 0)
+        run = Run(file, first, stop, block_bytes, buffer.ctypes.data, PREAD, checksum.address, 0)
         self._found = Found()
         if size < step or self._kernel.scan(ctypes.byref(run), ctypes.byref(self._found)) != stop:
             return None
@@ -195,7 +195,7 @@ class Tally:
         steps = data.size // (LANES * item_bytes)
         stop = steps * LANES * item_bytes
         if steps:
-            loop.measure(data.ctypes.data, steps, self._pivot, ctypes.byref(self._found))
+            loop.measure(data.ctypes.data, steps, ctypes.byref(self._found))
             if not self._trust(steps * LANES):
                 self._look_closely(numbers(data[:stop], form))
         if stop < data.size:
@@ -207,24 +207,17 @@ class Tally:
         absmax = float(found.top) if self._codes else magnitude_of(found.top, self._name)
         if not (absmax <= self._limit and absmax < math.inf):
             return False
-        distance = found.total / count
-        squares = found.square - found.total * distance
+        mean = found.total / count
+        squares = found.square - found.total * mean
         sound = squares > _CANCELLATION * found.square and self._least * count < found.square < math.inf
         if not (sound or self._codes):
             if absmax:
                 return False
-            distance, squares = -self._pivot, 0.0
-        mean = self._pivot + distance
+            mean, squares = 0.0, 0.0
         self._whole.merge(
             TensorStatistics(elements=count, zero=found.zeros, absmax=absmax, mean=mean, squares=max(squares, 0.0))
         )
-        self._move(mean)
         return True
-
-    def _move(self, mean: float) -> None:
-        """The pivot of the next block, as the loop rounds it. Sums of codes about 0 are exact."""
-        if not self._codes:
-            self._pivot = mean if self._name == "float64" else ctypes.c_float(mean).value
 
     def _look_closely(self, values: Array) -> None:
         """Take in float64 numbers, whatever they are."""
@@ -238,7 +231,6 @@ class Tally:
                 found.over_limit = int(np.count_nonzero(sizes > self._limit))
                 found.absmax, found.mean = float(sizes.max()), float(finite.mean())
                 found.squares = float(np.square(finite - found.mean).sum())
-                self._move(found.mean)
         self._whole.merge(found)
 
 

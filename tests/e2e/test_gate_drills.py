@@ -316,12 +316,12 @@ def test_the_process_serves_metrics_and_stops_when_asked_to(place, storage, tmp_
         assert process.stderr is not None
         told = iter(process.stderr.readline, "")
         assert any("job is Running" in line for line in told)
+        until(lambda: 'giblet_job_active{run="movie"} 1.0' in _scrape(port))
         scraped = _scrape(port)
         process.send_signal(signal.SIGTERM)
         rest = process.stderr.read()
         assert process.wait(LONG_SECONDS) == 143
     assert 'giblet_verify_verified_step{run="movie"} 0.0' in scraped
-    assert 'giblet_job_active{run="movie"} 1.0' in scraped
     assert "asked to stop (SIGTERM)" in rest
     assert "last metrics" not in rest, "asked to stop, it waits for no scrape"
 

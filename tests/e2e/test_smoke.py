@@ -134,6 +134,6 @@ def test_an_interrupt_cleans_up(lab: Lab) -> None:
             if line.startswith("pod "):
                 process.send_signal(signal.SIGINT)
                 break
-        process.stdout.read()
-    assert process.returncode == 130
+        told = process.stdout.read()
+    assert process.returncode == 130, told
     assert left_behind(lab, "giblet-smoke-interrupted") == []
