@@ -7,6 +7,8 @@ the process with its own exit code (giblet/errors.py) and one message.
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -21,6 +23,7 @@ from giblet.errors import GibletError, OutOfSpaceError, StoppedError
 from giblet.telemetry import logs
 
 Verb: TypeAlias = Callable[[argparse.Namespace], int]
+OBJECTS_BEFORE_COLLECTION = 50_000
 EPILOG = """\
 exit codes: 0 done · 1 UNSAFE · 2 configuration · 65 data · 66 no such checkpoint · 69 something to install ·
 74 disk full · 75 run name taken · 76 restart budget spent · 77 diverged · 78 storage said no · 124 out of time ·
@@ -31,6 +34,7 @@ exit codes: 0 done · 1 UNSAFE · 2 configuration · 65 data · 66 no such check
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the process's exit code."""
     _end_when_asked()
+    _collect_rarely()
     options = _parser().parse_args(arguments)
     logs.configure(getattr(options, "log_format", None) or "logfmt", level="DEBUG" if options.debug else "INFO")
     verb: Verb = options.verb
@@ -49,6 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"giblet: error: {error}\n  remedy: free some space; what was whole is still whole", file=sys.stderr)  # noqa: T201
         return OutOfSpaceError.exit_code
+
+
+def _collect_rarely() -> None:
+    """Look for garbage rarely, and not at all at the end: imports make many objects and drop few.
+
+    Python looks after each 700 new objects, which takes a quarter of an `import torch`, and again at the exit.
+    """
+    gc.set_threshold(OBJECTS_BEFORE_COLLECTION, *gc.get_threshold()[1:])
+    atexit.register(gc.freeze)
 
 
 def _end_when_asked() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from safetensors.torch import save
 
 from giblet.config.schema import AudioConfig
 from giblet.data.codec import load_codec
-from giblet.data.lockstep import LockStep
+from giblet.data.lockstep import LockStep, Made
 from giblet.data.sound import HOP_SAMPLES, SAMPLE_RATE_HZ, Waveform, film_frames, film_sound, resample
 from giblet.data.video import probe
 from giblet.data.workspace import write_atomically
@@ -69,6 +70,15 @@ class Past:
         return cls(frames, tensors.pop("samples").numpy(), **tensors)
 
 
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """A window that waits for its turn in the LSTM."""
+
+    window: Waveform
+    hidden: torch.Tensor
+    made: Future[Made]
+
+
 class AudioProcessor:
     """Turns sound into EnCodec codes. Deterministic on one machine for a given number of threads, and of `streams`.
 
@@ -110,30 +120,46 @@ class AudioProcessor:
         """Yield codes int16 (Q, at most 375) of 24 kHz mono chunks, `frames` in all.
 
         What the chunks lack at the end is silence, what they have too much is left out. `past` is brought up to date
-        before each yield; one that was kept lets an interrupted stream of the same chunks go on behind it.
+        before each yield; one that was kept lets an interrupted stream of the same chunks go on behind it. A window is
+        heard while the one before waits for the LSTM.
         """
         past = past if past is not None else Past()
-        done = past.frames
+        done, before = past.frames, past.samples
+        state = None if past.hidden is None or past.cell is None else (past.hidden, past.cell)
+        coming = None
         for window in _windows(chunks, frames):
             if done > 0:
                 done -= len(window) // HOP_SAMPLES
                 continue
-            with torch.inference_mode():
-                codes = self._encode_window(window, past)
-            yield codes.numpy().astype(np.int16)
+            hidden = self._hear(window, before)
+            if coming is not None:
+                _, state = coming.made.result()
+            following = _Coming(window, hidden, self._lstm.put(hidden, state))
+            if coming is not None:
+                yield self._codes(coming, past)
+            coming, before = following, window
+        if coming is not None:
+            yield self._codes(coming, past)
 
-    def _encode_window(self, window: Waveform, past: Past) -> torch.Tensor:
+    @torch.inference_mode()
+    def _hear(self, window: Waveform, before: Waveform) -> torch.Tensor:
+        """What the convolutions make of a window for the LSTM: (T, 1, H). Nothing is `before` a stream's first."""
+        convolutions = self._codec.onwards if len(before) else self._codec.beginning
+        heard = np.concatenate([before[-CONTEXT_SAMPLES:], window])
+        return convolutions.before(torch.from_numpy(heard)[None, None]).permute(2, 0, 1)
+
+    @torch.inference_mode()
+    def _codes(self, coming: _Coming, past: Past) -> Codes:
+        """A window's codes; `past` is brought up to date."""
+        recurrent, (past.hidden, past.cell) = coming.made.result()
         convolutions = self._codec.onwards if past.frames else self._codec.beginning
-        heard = np.concatenate([past.samples[-CONTEXT_SAMPLES:], window])
-        hidden = convolutions.before(torch.from_numpy(heard)[None, None]).permute(2, 0, 1)
-        state = None if past.hidden is None or past.cell is None else (past.hidden, past.cell)
-        recurrent, (past.hidden, past.cell) = self._lstm(hidden, state)
-        features = (recurrent + hidden).permute(1, 2, 0)
+        features = (recurrent + coming.hidden).permute(1, 2, 0)
         joined = features if past.features is None else torch.cat([past.features, features], dim=2)
-        past.samples = window[-CONTEXT_SAMPLES:]
+        past.samples = coming.window[-CONTEXT_SAMPLES:]
         past.features = joined[..., -(LAST_KERNEL - 1) :]
         past.frames += features.shape[2]
-        return self._codec.quantize(convolutions.after(joined), self.config.bandwidth_kbps)
+        codes = self._codec.quantize(convolutions.after(joined), self.config.bandwidth_kbps)
+        return codes.numpy().astype(np.int16)
 
 
 def _windows(chunks: Iterable[Waveform], frames: int) -> Iterator[Waveform]:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, remove_weight_norm
 
 from giblet.config.schema import AudioConfig
+from giblet.data.causal import Causal
 from giblet.data.sound import HOP_SAMPLES, SAMPLE_RATE_HZ
 from giblet.data.weights import resolve_weights
 from giblet.errors import DataError, DependencyError
@@ -32,16 +34,16 @@ State = dict[str, torch.Tensor]
 class Convolutions:
     """The encoder's convolutions before and after its LSTM, (1, channels, length) to the same."""
 
-    before: nn.Sequential
-    after: nn.Sequential
+    before: Callable[[torch.Tensor], torch.Tensor]
+    after: Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
     """The encoder's half of the network, cut at its LSTM so that it can be streamed; `quantizer.encode` makes codes.
 
-    `beginning`, as the package has it, pads what is before a stream's first sample. `onwards` shares its weights and
-    pads nothing: its output is shorter than its input by what the convolutions see of the past, which has to be given.
+    `beginning`, as the package has it, pads what is before a stream's first sample. `onwards` has its weights and pads
+    nothing: its output is shorter than its input by what the convolutions see of the past, which has to be given.
     """
 
     beginning: Convolutions
@@ -73,42 +75,22 @@ def load_codec(config: AudioConfig) -> Codec:
         path = resolve_weights(config)
         assert path is not None
         _load(model, read_weights(path), config.backend, path)
+    _fold_norms(model.encoder)
     model.eval().requires_grad_(False)
     layers = list(model.encoder.model if config.backend == "encodec" else model.encoder.layers)
     at = next(i for i, layer in enumerate(layers) if hasattr(layer, "lstm"))
     beginning = Convolutions(nn.Sequential(*layers[:at]), nn.Sequential(*layers[at + 1 :]))
-    onwards = Convolutions(_without_pads(beginning.before), _without_pads(beginning.after))
+    onwards = Convolutions(Causal(layers[:at]), Causal(layers[at + 1 :]))
     return Codec(beginning, onwards, layers[at].lstm, model.quantizer, config.backend)
 
 
-class _Residual(nn.Module):
-    """A block beside its shortcut, which loses at its beginning what the block's convolutions lose."""
-
-    def __init__(self, block: nn.Sequential, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.block, self.shortcut = block, shortcut
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        through: torch.Tensor = self.block(hidden)
-        around: torch.Tensor = self.shortcut(hidden[..., hidden.shape[-1] - through.shape[-1] :])
-        return around.add_(through)
-
-
-def _without_pads(layers: Iterable[Any]) -> nn.Sequential:
-    """A row of layers. What the first one is given is not its own; the others change theirs in place."""
-    first, *others = layers
-    return nn.Sequential(
-        _layer_without_pads(first),
-        *[nn.ELU(e.alpha, inplace=True) if isinstance(e, nn.ELU) else _layer_without_pads(e) for e in others],
-    )
-
-
-def _layer_without_pads(layer: Any) -> nn.Module:
-    if hasattr(layer, "block"):
-        return _Residual(_without_pads(layer.block), _layer_without_pads(layer.shortcut))
-    if isinstance(layer, nn.ELU):
-        return layer
-    return next(inner for inner in layer.modules() if isinstance(inner, nn.Conv1d))
+def _fold_norms(encoder: nn.Module) -> None:
+    """Make each convolution's weight, kept as direction and size in two ways by the packages, one tensor."""
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Conv1d) and parametrize.is_parametrized(layer, "weight"):
+            parametrize.remove_parametrizations(layer, "weight")
+        elif isinstance(layer, nn.Conv1d):
+            remove_weight_norm(layer)
 
 
 def read_weights(path: Path) -> State:

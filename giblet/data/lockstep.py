@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import nn
 
-State = tuple[torch.Tensor, torch.Tensor]
+State: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """(hidden, cell), each (layers, 1, H)."""
+
+Made: TypeAlias = tuple[torch.Tensor, State]
+"""A window's outputs (T, 1, H), and the state behind it."""
 
 
 @dataclass(slots=True)
 class _Window:
-    """What a thread waits with, and what comes of it: one of `result` and `error`."""
-
     inputs: torch.Tensor
     state: State | None
-    result: tuple[torch.Tensor, State] | None = None
-    error: BaseException | None = None
+    made: Future[Made] = field(default_factory=Future)
 
 
 class LockStep:
@@ -37,46 +39,44 @@ class LockStep:
 
     def __init__(self, lstm: nn.LSTM, columns: int = 1) -> None:
         self._lstm, self._columns = lstm, columns
-        self._turn = threading.Condition()
+        self._lock = threading.Lock()
         self._streams = 0
         self._waiting: list[_Window] = []
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """While a thread is in here the others wait for its windows."""
-        with self._turn:
+        """While a thread is in here the others' windows wait for its own."""
+        with self._lock:
             self._streams += 1
         try:
             yield
         finally:
-            with self._turn:
+            with self._lock:
                 self._streams -= 1
-                self._go_on()
-
-    def __call__(self, inputs: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
-        """A window (T, 1, H) of a stream and its state before, None at its beginning: outputs and state behind it.
-
-        Returns once every open stream has come with a window or has ended. An error is raised in every thread.
-        """
-        mine = _Window(inputs, state)
-        with self._turn:
-            self._waiting.append(mine)
             self._go_on()
-            self._turn.wait_for(lambda: mine.result is not None or mine.error is not None)
-        if mine.result is None:
-            raise RuntimeError("the LSTM failed") from mine.error
-        return mine.result
+
+    def put(self, inputs: torch.Tensor, state: State | None) -> Future[Made]:
+        """Hand in a window (T, 1, H) of a stream and its state before, None at its beginning.
+
+        All go through in the thread of the stream that comes last; the others can do something else meanwhile. What
+        goes wrong there is raised to each that asks for its result.
+        """
+        window = _Window(inputs, state)
+        with self._lock:
+            self._waiting.append(window)
+        self._go_on()
+        return window.made
 
     def _go_on(self) -> None:
         """Let the windows through if nobody is missing; those of one length go together."""
-        if not self._waiting or len(self._waiting) < self._streams:
-            return
-        waiting, self._waiting = self._waiting, []
+        with self._lock:
+            if len(self._waiting) < self._streams:
+                return
+            waiting, self._waiting = self._waiting, []
         for length in sorted({len(window.inputs) for window in waiting}):
             alike = [window for window in waiting if len(window.inputs) == length]
             for first in range(0, len(alike), self._columns):
                 self._pass(alike[first : first + self._columns])
-        self._turn.notify_all()
 
     def _pass(self, windows: list[_Window]) -> None:
         try:
@@ -84,10 +84,12 @@ class LockStep:
                 outputs, (hidden, cell) = self._lstm(*self._batch(windows))
                 for column, window in enumerate(windows):
                     one = slice(column, column + 1)
-                    window.result = outputs[:, one], (hidden[:, one].contiguous(), cell[:, one].contiguous())
+                    state = hidden[:, one].contiguous(), cell[:, one].contiguous()
+                    window.made.set_result((outputs[:, one], state))
         except BaseException as error:
             for window in windows:
-                window.error, window.result = error, None
+                if not window.made.done():
+                    window.made.set_exception(error)
 
     def _batch(self, windows: list[_Window]) -> tuple[torch.Tensor, State]:
         first = windows[0].inputs
