@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -42,6 +42,7 @@ class LockStep:
         self._lock = threading.Lock()
         self._streams = 0
         self._waiting: list[_Window] = []
+        self._worker = ThreadPoolExecutor(1, "lstm")
 
     @contextmanager
     def stream(self) -> Iterator[None]:
@@ -58,8 +59,8 @@ class LockStep:
     def put(self, inputs: torch.Tensor, state: State | None) -> Future[Made]:
         """Hand in a window (T, 1, H) of a stream and its state before, None at its beginning.
 
-        All go through in the thread of the stream that comes last; the others can do something else meanwhile. What
-        goes wrong there is raised to each that asks for its result.
+        All go through as soon as the last one is there, in a thread of their own, so that a stream can do something
+        else meanwhile. What goes wrong there is raised to each that asks for its result.
         """
         window = _Window(inputs, state)
         with self._lock:
@@ -76,7 +77,7 @@ class LockStep:
         for length in sorted({len(window.inputs) for window in waiting}):
             alike = [window for window in waiting if len(window.inputs) == length]
             for first in range(0, len(alike), self._columns):
-                self._pass(alike[first : first + self._columns])
+                self._worker.submit(self._pass, alike[first : first + self._columns])
 
     def _pass(self, windows: list[_Window]) -> None:
         try:

@@ -10,9 +10,11 @@ result is the same bytes. Memory does not grow with the films.
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +55,8 @@ MOST_FILMS_AT_ONCE = 4
 
 MOST_DECODERS = 16
 """Threads of one film's decoder; FFmpeg advises against more."""
+
+TURN_SECONDS = 0.0001
 
 log = get_logger(__name__)
 Array = npt.NDArray[Any]
@@ -153,7 +157,7 @@ class _Preparation:
 
     def _in_parallel(self, jobs: Sequence[Callable[[], None]]) -> None:
         """Run jobs in threads; the first failure stops the others at their next piece and is raised."""
-        with ThreadPoolExecutor(len(jobs), "prepare") as pool:
+        with _short_turns(), ThreadPoolExecutor(len(jobs), "prepare") as pool:
             futures: list[Future[None]] = [pool.submit(job) for job in jobs]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
@@ -336,6 +340,17 @@ class _Preparation:
             seen = self._array(index, "stimulus_mask")
             seen[:] = stimulus_mask(presentation.grid, presentation.showings)
             flush(seen)
+
+
+@contextmanager
+def _short_turns() -> Iterator[None]:
+    """A thread that imports runs Python and nothing else; let the others, which mostly do not, have the lock soon."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(TURN_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 class _StoppedElsewhereError(Exception):
