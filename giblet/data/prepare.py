@@ -9,6 +9,7 @@ result is the same bytes. Memory does not grow with the films.
 
 from __future__ import annotations
 
+import gc
 import shutil
 import sys
 import threading
@@ -104,8 +105,7 @@ class _Preparation:
         self._audio_threads = self._video_threads = 1
         self._torch_threads = 0
         """As many as torch had before a listener changed that; 0 until then."""
-        self._importing = threading.Lock()
-        """Held while a thread imports: two threads in one package's circular imports see half of a module."""
+        self._import_lock = threading.Lock()
 
     def run(self) -> None:
         """Make every part, then the manifest."""
@@ -150,6 +150,16 @@ class _Preparation:
 
     def _subjects(self) -> list[str]:
         return [f"sub-{subject}" for subject in self.plan.bids.subjects]
+
+    @contextmanager
+    def _importing(self) -> Iterator[None]:
+        """One thread at a time, since two in one package's circular imports see half of a module; garbage can wait."""
+        with self._import_lock:
+            gc.disable()
+            try:
+                yield
+            finally:
+                gc.enable()
 
     def _each(self, work: Callable[..., None], items: Iterable[Sequence[Any]]) -> None:
         for item in items:
@@ -256,7 +266,7 @@ class _Preparation:
 
     def _audio(self, number: int, path: Path) -> None:
         """A film's sound as codes, into every presentation that shows it, recorded after each window."""
-        with self._importing:
+        with self._importing():
             import torch
 
             from giblet.data.audio import Past
@@ -294,7 +304,7 @@ class _Preparation:
         return self._audio_processor
 
     def _bold_and_text(self) -> None:
-        with self._importing:
+        with self._importing():
             import nilearn.masking  # noqa: F401 (what `bold` needs of it)
         for subject in self._subjects():
             self._scans.write(subject, lambda volumes: self._advance(volumes * VOLUME_WORK))
@@ -305,7 +315,7 @@ class _Preparation:
         self._text_dimension = self.workspace.state("text").get("dimension", 0)
         if self._text_dimension:
             return
-        with self._importing:
+        with self._importing():
             encoder = text.SentenceEncoder(self.config.text)
         self._text_dimension = text.text_dimension(self.config.text, encoder.dimension)
         embedded: dict[Path, list[tuple[float, float, Any]]] = {}
