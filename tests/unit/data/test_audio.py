@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from giblet.config.schema import CODEBOOKS_BY_BANDWIDTH_KBPS, AudioConfig
-from giblet.data import audio, codec, sound
+from giblet.data import audio, causal, codec, sound
 from giblet.data.audio import AudioProcessor
 from giblet.data.sound import film_frames, film_sound
 from giblet.data.video import probe
@@ -51,8 +51,9 @@ def test_windows_give_the_codes_of_the_whole(processor, reference, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["encodec", "transformers"])
-def test_only_the_beginning_of_a_stream_is_padded(backend):
+def test_only_the_beginning_of_a_stream_is_padded(backend, monkeypatch):
     """Given the real past, the layers without pads are the package's own, and leave what they are given."""
+    monkeypatch.setattr(causal, "PIECE_FRAMES", 16)
     layers = codec.load_codec(AudioConfig(backend=backend, weights="random"))
     heard = torch.from_numpy(make_sound(1.0, rate=24_000))[None, None]
     with torch.inference_mode():
