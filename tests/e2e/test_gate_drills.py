@@ -339,6 +339,7 @@ class Wire:
     def __init__(self, target: tuple[str, int]) -> None:
         self._target, self._open, self.connections = target, True, 0
         self._pairs: list[socket.socket] = []
+        self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -354,11 +355,12 @@ class Wire:
         self._thread.join()
 
     def cut(self) -> None:
-        self._open = False
-        for end in self._pairs:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        self._pairs.clear()
+        with self._lock:
+            self._open = False
+            for end in self._pairs:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            self._pairs.clear()
 
     def mend(self) -> None:
         self._open = True
@@ -369,12 +371,13 @@ class Wire:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            if not self._open:
-                near.close()
-                continue
-            self.connections += 1
-            far = socket.create_connection(self._target)
-            self._pairs += [near, far]
+            with self._lock:
+                if not self._open:
+                    near.close()
+                    continue
+                far = socket.create_connection(self._target)
+                self._pairs += [near, far]
+                self.connections += 1
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=_relay, args=(source, sink), daemon=True).start()
 
