@@ -155,11 +155,13 @@ class _Preparation:
     def _importing(self) -> Iterator[None]:
         """One thread at a time, since two in one package's circular imports see half of a module; garbage can wait."""
         with self._import_lock:
+            collecting = gc.isenabled()
             gc.disable()
             try:
                 yield
             finally:
-                gc.enable()
+                if collecting:
+                    gc.enable()
 
     def _each(self, work: Callable[..., None], items: Iterable[Sequence[Any]]) -> None:
         for item in items:
