@@ -14,9 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,12 +84,16 @@ class AudioProcessor:
     """Turns sound into EnCodec codes. Deterministic on one machine for a given number of threads, and of `streams`.
 
     `streams`: so many threads at most have a stream at the same time; with more than one, each does so within `joined`.
+    `core`: held while one of them computes, and not while it waits for another.
     """
 
-    def __init__(self, config: AudioConfig | None = None, streams: int = 1) -> None:
+    def __init__(
+        self, config: AudioConfig | None = None, streams: int = 1, core: AbstractContextManager[Any] | None = None
+    ) -> None:
         self.config = config if config is not None else AudioConfig()
+        self._core = core if core is not None else nullcontext()
         self._codec = load_codec(self.config)
-        self._lstm = LockStep(self._codec.lstm, streams)
+        self._lstm = LockStep(self._codec.lstm, streams, self._core)
 
     @property
     def codebooks(self) -> int:
@@ -127,11 +132,16 @@ class AudioProcessor:
         done, before = past.frames, past.samples
         state = None if past.hidden is None or past.cell is None else (past.hidden, past.cell)
         coming = None
-        for window in _windows(chunks, frames):
-            if done > 0:
-                done -= len(window) // HOP_SAMPLES
-                continue
-            hidden = self._hear(window, before)
+        windows = _windows(chunks, frames)
+        while True:
+            with self._core:
+                window = next(windows, None)
+                while window is not None and done > 0:
+                    done -= len(window) // HOP_SAMPLES
+                    window = next(windows, None)
+                if window is None:
+                    break
+                hidden = self._hear(window, before)
             if coming is not None:
                 _, state = coming.made.result()
             following = _Coming(window, hidden, self._lstm.put(hidden, state))
@@ -153,12 +163,13 @@ class AudioProcessor:
         """A window's codes; `past` is brought up to date."""
         recurrent, (past.hidden, past.cell) = coming.made.result()
         convolutions = self._codec.onwards if past.frames else self._codec.beginning
-        features = (recurrent + coming.hidden).permute(1, 2, 0)
-        joined = features if past.features is None else torch.cat([past.features, features], dim=2)
+        with self._core:
+            features = (recurrent + coming.hidden).permute(1, 2, 0)
+            joined = features if past.features is None else torch.cat([past.features, features], dim=2)
+            codes = self._codec.quantize(convolutions.after(joined), self.config.bandwidth_kbps)
         past.samples = coming.window[-CONTEXT_SAMPLES:]
         past.features = joined[..., -(LAST_KERNEL - 1) :]
         past.frames += features.shape[2]
-        codes = self._codec.quantize(convolutions.after(joined), self.config.bandwidth_kbps)
         return codes.numpy().astype(np.int16)
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -34,11 +34,12 @@ class LockStep:
     """Windows of at most `columns` threads' streams through one LSTM, as the columns of a batch.
 
     A batch always has that many columns, zeros where there is no stream, so that what comes of a stream does not depend
-    on which others are there.
+    on which others are there. `core` is held while it computes.
     """
 
-    def __init__(self, lstm: nn.LSTM, columns: int = 1) -> None:
+    def __init__(self, lstm: nn.LSTM, columns: int = 1, core: AbstractContextManager[Any] | None = None) -> None:
         self._lstm, self._columns = lstm, columns
+        self._core = core if core is not None else nullcontext()
         self._lock = threading.Lock()
         self._streams = 0
         self._waiting: list[_Window] = []
@@ -81,7 +82,7 @@ class LockStep:
 
     def _pass(self, windows: list[_Window]) -> None:
         try:
-            with torch.inference_mode():
+            with self._core, torch.inference_mode():
                 outputs, (hidden, cell) = self._lstm(*self._batch(windows))
                 for column, window in enumerate(windows):
                     one = slice(column, column + 1)

@@ -16,8 +16,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -57,10 +58,14 @@ MOST_FILMS_AT_ONCE = 4
 MOST_DECODERS = 16
 """Threads of one film's decoder; FFmpeg advises against more."""
 
+PICTURES_AT_A_TIME = 48
+"""Before the core is given to somebody else; about as much work as a window of sound."""
+
 TURN_SECONDS = 0.0001
 
 log = get_logger(__name__)
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 
 def prepare(
@@ -90,7 +95,11 @@ def prepare(
 
 
 class _Preparation:
-    """One dataset in the making: its parts, each of which picks up where its record says."""
+    """One dataset in the making: its parts, each of which picks up where its record says.
+
+    There are more parts at work than cores, and whoever computes something long takes one first: left to the kernel
+    and Python's lock, which change between them every few milliseconds, two cores take a fifth longer.
+    """
 
     def __init__(self, plan: Plan, config: DataConfig, inputs: Inputs, workspace: Workspace) -> None:
         self.plan, self.config, self.inputs, self.workspace = plan, config, inputs, workspace
@@ -101,6 +110,7 @@ class _Preparation:
         self._text_dimension = 0
         self._audio_processor: AudioProcessor | None = None
         self._processors = usable_processors()
+        self._core = threading.BoundedSemaphore(self._processors)
         self._listeners = min(len(plan.films), MOST_FILMS_AT_ONCE)
         self._audio_threads = self._video_threads = 1
         self._torch_threads = 0
@@ -154,7 +164,7 @@ class _Preparation:
     @contextmanager
     def _importing(self) -> Iterator[None]:
         """One thread at a time, since two in one package's circular imports see half of a module; garbage can wait."""
-        with self._import_lock:
+        with self._import_lock, self._core:
             collecting = gc.isenabled()
             gc.disable()
             try:
@@ -162,6 +172,14 @@ class _Preparation:
             finally:
                 if collecting:
                     gc.enable()
+
+    def _with_a_core(self, pictures: Iterator[T]) -> Iterator[T]:
+        while True:
+            with self._core:
+                made = list(islice(pictures, PICTURES_AT_A_TIME))
+            if not made:
+                return
+            yield from made
 
     def _each(self, work: Callable[..., None], items: Iterable[Sequence[Any]]) -> None:
         for item in items:
@@ -255,8 +273,8 @@ class _Preparation:
         pictures = sample_pictures(
             film, frame_skip=size.frame_skip, first=k, stop=stop, height=size.height, width=size.width,
             threads=self._video_threads,
-        ) if k < stop else ()  # fmt: skip
-        for k, picture in pictures:
+        ) if k < stop else iter(())  # fmt: skip
+        for k, picture in self._with_a_core(pictures):
             for array, placement in targets:
                 if placement.first <= k < placement.stop:
                     at = k - placement.first
@@ -302,14 +320,15 @@ class _Preparation:
         from giblet.data.audio import AudioProcessor
 
         if self._audio_processor is None:
-            self._audio_processor = AudioProcessor(self.config.audio, self._listeners)
+            self._audio_processor = AudioProcessor(self.config.audio, self._listeners, self._core)
         return self._audio_processor
 
     def _bold_and_text(self) -> None:
         with self._importing():
             import nilearn.masking  # noqa: F401 (what `bold` needs of it)
         for subject in self._subjects():
-            self._scans.write(subject, lambda volumes: self._advance(volumes * VOLUME_WORK))
+            with self._core:
+                self._scans.write(subject, lambda volumes: self._advance(volumes * VOLUME_WORK))
         self._text()
 
     def _text(self) -> None:
@@ -324,7 +343,8 @@ class _Preparation:
         for film in self.plan.films:
             table = annotation_file(film)
             rows = read_annotations(table) if table else []
-            vectors = encoder.encode([row.text for row in rows])
+            with self._core:
+                vectors = encoder.encode([row.text for row in rows])
             embedded[film] = [(r.onset, r.onset + r.duration, v) for r, v in zip(rows, vectors, strict=True)]
         for index, presentation in enumerate(self.plan.presentations):
             words = []

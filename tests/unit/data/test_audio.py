@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -90,6 +93,52 @@ def test_an_interrupted_stream_goes_on_behind_what_it_remembers(tmp_path, proces
     assert again.frames == 80
     rest = np.concatenate([*processor.stream([SOUND], 150, again)], axis=1)
     assert np.array_equal(np.concatenate([first, rest], axis=1), whole)
+
+
+class OneCore:
+    """A core that knows whose it is."""
+
+    def __init__(self):
+        self.lock, self.owner = threading.Lock(), None
+
+    def __enter__(self):
+        assert self.lock.acquire(timeout=60), "somebody waits for another and keeps the core"
+        self.owner = threading.get_ident()
+
+    def __exit__(self, *error):
+        self.owner = None
+        self.lock.release()
+
+
+def test_whoever_computes_has_a_core_and_whoever_waits_has_none(processor, monkeypatch):
+    monkeypatch.setattr(audio, "WINDOW_FRAMES", 40)
+    core, begun, computed = OneCore(), threading.Barrier(2), []
+    shared = AudioProcessor(RANDOM, streams=2, core=core)
+
+    def watched(owner, name):
+        compute = getattr(owner, name)
+
+        def look(*given):
+            computed.append((name, core.owner == threading.get_ident()))
+            return compute(*given)
+
+        return look
+
+    monkeypatch.setattr(shared._lstm._lstm, "forward", watched(shared._lstm._lstm, "forward"))
+    monkeypatch.setattr(shared._codec.quantizer, "encode", watched(shared._codec.quantizer, "encode"))
+    monkeypatch.setattr(shared, "_hear", watched(shared, "_hear"))
+
+    def listen():
+        with shared.joined():
+            begun.wait(60)
+            return np.concatenate([*shared.stream([SOUND], 150)], axis=1)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = [future.result() for future in [pool.submit(listen), pool.submit(listen)]]
+    assert np.array_equal(first, second)
+    assert (first == processor.encode(SOUND, 24_000)).mean() > 0.995
+    assert {name for name, _ in computed} == {"forward", "encode", "_hear"}
+    assert all(had_a_core for _, had_a_core in computed)
 
 
 def test_both_packages_give_the_same_codes_from_the_same_weights(tmp_path, reference, processor):
