@@ -14,6 +14,7 @@ import errno
 import fcntl
 import io
 import json
+import mmap
 import os
 import shutil
 from collections.abc import Iterator
@@ -114,10 +115,12 @@ def _npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
 
 
 def flush(*arrays: npt.NDArray[Any]) -> None:
-    """Write memory maps to disk."""
+    """Write memory maps to disk, and keep no page of them: what is mapped counts as ours, and grows with the film."""
     for array in arrays:
         assert isinstance(array, np.memmap)
         array.flush()
+        if isinstance(array.base, mmap.mmap) and hasattr(array.base, "madvise"):
+            array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import resource
@@ -44,21 +45,24 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_cores_do_not_change_a_byte_and_torch_keeps_its_threads(bids, dataset, tmp_path, monkeypatch):
+def test_cores_do_not_change_a_byte_and_python_and_torch_stay_as_they_were(bids, dataset, tmp_path, monkeypatch):
     import torch
 
     def of_a_new_thread() -> int:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(torch.get_num_threads).result()
 
-    before = torch.get_num_threads(), of_a_new_thread()
+    def settings() -> tuple[object, ...]:
+        return torch.get_num_threads(), of_a_new_thread(), sys.getswitchinterval(), gc.isenabled(), gc.get_threshold()
+
+    before = settings()
     for cores in (1, 4):
         monkeypatch.setattr("giblet.data.prepare.usable_processors", lambda cores=cores: cores)
         again = prepare(tiny_config(bids, tmp_path / str(cores)))
         assert {name: digest for name, digest in _hashes(again.path).items() if name.endswith(".npy")} == {
             name: digest for name, digest in _hashes(dataset.path).items() if name.endswith(".npy")
         }
-        assert (torch.get_num_threads(), of_a_new_thread()) == before
+        assert settings() == before
 
 
 def test_frames_are_where_the_clock_says(dataset):
