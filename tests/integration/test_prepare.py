@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import os
@@ -20,8 +21,13 @@ import pytest
 
 from giblet.config.schema import AudioConfig, BoldConfig, SplitConfig, TextConfig, VideoConfig
 from giblet.data import transfer
+from giblet.data.audio import AudioProcessor
 from giblet.data.prepare import prepare
 from giblet.data.prepared import PreparedDataset
+from giblet.data.scans import Scans
+from giblet.data.text import SentenceEncoder
+from giblet.data.video import sample_pictures
+from giblet.data.workspace import Workspace, flush
 from giblet.errors import ConfigError, DataError, DependencyError, OutOfSpaceError
 from giblet.storage import LocalStorage
 from tests.support.bids import ball, make_bids, make_bold, save_bold, tiny_config, write_events
@@ -63,6 +69,54 @@ def test_cores_do_not_change_a_byte_and_python_and_torch_stay_as_they_were(bids,
             name: digest for name, digest in _hashes(dataset.path).items() if name.endswith(".npy")
         }
         assert settings() == before
+
+
+def test_on_one_core_nothing_long_runs_beside_anything_long(bids, tmp_path, monkeypatch):
+    at_work, most, seen = [], [], set()
+
+    def alone(work):
+        def slowly(*given, **named):
+            at_work.append(work.__name__)
+            most.append(len(at_work))
+            seen.add(work.__name__)
+            time.sleep(0.05)
+            try:
+                return work(*given, **named)
+            finally:
+                at_work.remove(work.__name__)
+
+        return slowly
+
+    def pictures(*given, **named):
+        made = sample_pictures(*given, **named)
+        following = alone(made.__next__)
+        with contextlib.suppress(StopIteration):
+            while True:
+                yield following()
+
+    monkeypatch.setattr("giblet.data.prepare.usable_processors", lambda: 1)
+    monkeypatch.setattr("giblet.data.prepare.sample_pictures", pictures)
+    for owner, name in ((AudioProcessor, "_hear"), (Scans, "write"), (SentenceEncoder, "encode")):
+        monkeypatch.setattr(owner, name, alone(getattr(owner, name)))
+    prepare(tiny_config(bids, tmp_path))
+    assert seen == {"__next__", "_hear", "write", "encode"}
+    assert max(most) == 1
+
+
+def test_what_is_written_is_on_disk_and_no_longer_in_memory(tmp_path):
+    workspace = Workspace(tmp_path, "0" * 64)
+    workspace.begin()
+    array = workspace.array("video", (2**24,), "uint8")
+    array[:] = 7
+
+    def resident_kb() -> int:
+        maps = Path("/proc/self/smaps").read_text().split("video.npy", 1)[1]
+        return int(maps.split("Rss:", 1)[1].split()[0])
+
+    assert resident_kb() > 2**13
+    flush(array)
+    assert resident_kb() == 0
+    assert (np.load(workspace.folder / "video.npy") == 7).all()
 
 
 def test_frames_are_where_the_clock_says(dataset):
