@@ -119,8 +119,9 @@ def flush(*arrays: npt.NDArray[Any]) -> None:
     for array in arrays:
         assert isinstance(array, np.memmap)
         array.flush()
-        if isinstance(array.base, mmap.mmap) and hasattr(array.base, "madvise"):
-            array.base.madvise(mmap.MADV_DONTNEED)
+        mapped: object = array.base
+        if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
