@@ -22,7 +22,7 @@ from charttools.tools import ChartTools
 Schema = dict[str, Any]
 
 CRDS = {
-    "operator": ("manifests/base/crds/kubeflow.org_pytorchjobs.yaml",),
+    "addons": ("manifests/base/crds/kubeflow.org_pytorchjobs.yaml",),
     "prometheus-operator": (
         "example/prometheus-operator-crd/monitoring.coreos.com_podmonitors.yaml",
         "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",

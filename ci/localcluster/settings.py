@@ -11,6 +11,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 KUBERNETES_VERSION = "v1.35.4"  # the last that works with Debian 12's containerd 1.6; 1.36 wants containerd 2
 OPERATOR_MODULE = "github.com/kubeflow/training-operator"
+PROMETHEUS_MODULE = "github.com/prometheus/prometheus"
 
 # Addresses exist only inside the cluster's own network namespaces; two clusters on one machine may share them.
 CONTROL_PLANE_IP = "10.88.0.1"

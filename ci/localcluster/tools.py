@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from localcluster.settings import KUBERNETES_VERSION, OPERATOR_MODULE, REPOSITORY
+from localcluster.settings import KUBERNETES_VERSION, OPERATOR_MODULE, PROMETHEUS_MODULE, REPOSITORY
 from localcluster.shell import ClusterError, run
 from localcluster.steps import Step
 
@@ -48,7 +48,7 @@ class GoProgram:
     tags: str = ""
 
 
-_PROMETHEUS_TAGS = "netgo,remove_all_sd,enable_kubernetes_sd"
+_PROMETHEUS_TAGS = "remove_all_sd,enable_kubernetes_sd"
 GO_PROGRAMS = (
     GoProgram("kube-apiserver", "kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver", 190),
     GoProgram("kube-controller-manager", "kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager", 50),
@@ -57,18 +57,13 @@ GO_PROGRAMS = (
     GoProgram("kube-proxy", "kubernetes", "k8s.io/kubernetes/cmd/kube-proxy", 10),
     GoProgram("kubectl", "kubernetes", "k8s.io/kubernetes/cmd/kubectl", 20),
     GoProgram("etcd", "kubernetes", "go.etcd.io/etcd/server/v3", 20),
-    GoProgram("training-operator", "operator", f"{OPERATOR_MODULE}/cmd/training-operator.v1", 80),
-    GoProgram("coredns", "coredns", ".", 60),
+    GoProgram("training-operator", "addons", f"{OPERATOR_MODULE}/cmd/training-operator.v1", 80),
+    GoProgram("coredns", "addons", "./coredns", 15),
     # Debian's prometheus cannot find pods: it is built without Kubernetes. Here that is the only discovery built in.
-    GoProgram(
-        "prometheus",
-        "prometheus",
-        "github.com/prometheus/prometheus/cmd/prometheus",
-        90,
-        _PROMETHEUS_TAGS,
-    ),
+    # Its own build adds the tag netgo, which without cgo changes nothing but that all of net's users compile again.
+    GoProgram("prometheus", "addons", f"{PROMETHEUS_MODULE}/cmd/prometheus", 70, _PROMETHEUS_TAGS),
     # Checks and tests the alerting rules, with the same PromQL as the server's.
-    GoProgram("promtool", "prometheus", "github.com/prometheus/prometheus/cmd/promtool", 20, _PROMETHEUS_TAGS),
+    GoProgram("promtool", "addons", f"{PROMETHEUS_MODULE}/cmd/promtool", 10, _PROMETHEUS_TAGS),
 )
 
 # package → the files used from it
@@ -121,7 +116,7 @@ class Toolbox:
     @property
     def operator_manifests(self) -> Path:
         """The operator's own kustomize folders, as its Go module carries them."""
-        return self.sources("operator", OPERATOR_MODULE) / "manifests"
+        return self.sources("addons", OPERATOR_MODULE) / "manifests"
 
     def sources(self, module: str, path: str) -> Path:
         """The files of a Go module that a go.mod under ci/go pins, in Go's own cache; fetched if they are not there."""
@@ -144,7 +139,8 @@ class Toolbox:
         return steps
 
     def _go_folder(self, module: str) -> Path:
-        pinned = b"".join(file.read_bytes() for file in sorted((GO_MODULES / module).iterdir()))
+        files = sorted(path for path in (GO_MODULES / module).rglob("*") if path.is_file())
+        pinned = b"".join(file.read_bytes() for file in files)
         flags = " ".join([*_COMPILER_FLAGS, _linker_flags(module)])
         return self.cache / "go" / f"{module}-{_hash(pinned + flags.encode())}"
 

@@ -266,7 +266,7 @@ def test_the_program_runs_without_the_project_installed(tmp_path: Path) -> None:
 
 
 def test_every_version_is_said_once() -> None:
-    module = (REPOSITORY / "ci/go/operator/go.mod").read_text()
+    module = (REPOSITORY / "ci/go/addons/go.mod").read_text()
     version = re.search(r"kubeflow/training-operator (v\S+)", module)
     assert version is not None
     assert version.group(1) == "v1.9.4"
