@@ -65,7 +65,7 @@ class ChartTools:
 
     @property
     def admission(self) -> Path:
-        """The operator's webhook and Kubernetes' Pod Security check, as a program of our own (ci/go/addons/admission)."""
+        """The operator's webhook and Kubernetes' Pod Security check, a program of our own (ci/go/addons/admission)."""
         return self._built(ADMISSION)
 
     def module(self, name: str) -> Path:

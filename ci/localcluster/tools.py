@@ -7,6 +7,7 @@ programs with libraries of their own (iptables, conntrack) are really installed,
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from localcluster.settings import KUBERNETES_VERSION, OPERATOR_MODULE, PROMETHEUS_MODULE, REPOSITORY
+from localcluster.settings import KUBERNETES_VERSION, OPERATOR_MODULE, PROMETHEUS_MODULE, REPOSITORY, Paths
 from localcluster.shell import ClusterError, run
 from localcluster.steps import Step
 
@@ -168,12 +169,7 @@ class Toolbox:
         folder = self._debian.with_name(f".{self._debian.name}.new")
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "packages").mkdir(parents=True)
-        fetch = ["apt-get", "download", "-o", "APT::Sandbox::User=root", *UNPACKED_PACKAGES]
-        try:
-            run(fetch, cwd=folder / "packages")
-        except ClusterError:  # no package lists yet, or old ones
-            run(["apt-get", "update"], remedy="run `apt-get update` as root")
-            run(fetch, cwd=folder / "packages")
+        _apt("download", "-o", "APT::Sandbox::User=root", *UNPACKED_PACKAGES, folder=folder / "packages")
         for package in sorted((folder / "packages").iterdir()):
             run(["dpkg-deb", "--extract", package, folder])
         shutil.rmtree(folder / "packages")
@@ -211,12 +207,25 @@ def install(packages: list[str]) -> None:
     command = f"apt-get install --yes --no-install-recommends {' '.join(packages)}"
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise ClusterError(f"these Debian packages are missing: {', '.join(packages)}", remedy=f"sudo {command}")
+    _apt(*command.split()[1:])
+
+
+def _apt(*words: str, folder: Path | None = None) -> None:
+    """Run apt-get; once more after an update, if there are no package lists yet, or old ones.
+
+    apt does not wait for another that updates its lists, so that two of ours (`ci/cluster build` and `ci/image build`
+    run beside each other) take turns.
+    """
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        run(command.split(), env=environment)
-    except ClusterError:
-        run(["apt-get", "update"], env=environment)
-        run(command.split(), env=environment)
+    cache = Paths.from_environment().cache
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            run(["apt-get", *words], env=environment, cwd=folder)
+        except ClusterError:
+            run(["apt-get", "update"], env=environment, remedy="run `apt-get update` as root")
+            run(["apt-get", *words], env=environment, cwd=folder)
 
 
 def seaweedfs_version() -> str:
