@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -71,6 +72,12 @@ def test_what_the_cluster_needs_is_made_beside_the_tests_and_done_before_its_own
     for job in ("end cluster build", "end python ci/image build --accelerator=none"):
         assert checkout.at(job) < checkout.at("begin python -m pytest tests/e2e")
     assert output.count("made\n") == 2
+
+
+def test_what_is_made_beside_takes_only_what_is_left_of_the_processors(checkout: Checkout) -> None:
+    checkout.behave('"cluster build") nice; cat /proc/self/autogroup || echo "nice 19";;')
+    output, _ = checkout.start().communicate(timeout=60)
+    assert re.search(r"^19\n.*nice 19$", output, re.MULTILINE), output
 
 
 @pytest.mark.parametrize(
