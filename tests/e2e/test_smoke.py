@@ -47,7 +47,7 @@ def results(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapp
         "weights": command(lab, "-f", str(strict), *trains),
         "image": command(lab, image=f"{lab.image.partition('@')[0]}:nosuch"),
         "secret": command(lab, "--set", "s3.existingSecret=nosuch"),
-        "capacity": command(lab, "--set", "workers.gpusPerWorker=64", "--patience", "5"),
+        "capacity": command(lab, "--set", "workers.gpusPerWorker=64", "--patience", "30"),
     }
     with contextlib.ExitStack() as stack:
         running = {}
