@@ -74,11 +74,19 @@ class Machine:
         log.parent.mkdir(parents=True, exist_ok=True)
         command = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
         _spawn([*command, "sh", "-c", _INIT, "sh", str(self.folder), str(catatonit)], self._environment(), log)
-        wait_for(f"machine {self.name}", self._is_up, timeout_seconds=10, poll_seconds=0.02, hint=lambda: tail(log))
+        wait_for(
+            f"machine {self.name}", lambda: self._is_up(catatonit), timeout_seconds=10, poll_seconds=0.02,
+            hint=lambda: tail(log),
+        )  # fmt: skip
 
-    def _is_up(self) -> bool:
+    def _is_up(self, catatonit: Path) -> bool:
+        """Whether the first process is what it stays. While it turns into that, its environment cannot be read."""
         pid = self.init_pid
-        return pid is not None and Path(f"/proc/{pid}/root/run/giblet-machine").exists()
+        if pid is None or not Path(f"/proc/{pid}/root/run/giblet-machine").exists():
+            return False
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(f"{catatonit}\0".encode())
+        return False
 
     def enter(self, *, processes: bool = True) -> list[str]:
         """The words before a command that run it in here; without `processes`, process numbers are the outer ones."""
