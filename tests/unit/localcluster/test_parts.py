@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import re
 import shutil
 import socket
@@ -14,6 +15,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -237,6 +239,27 @@ def test_who_is_not_root_is_told_what_to_type(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ClusterError, match=r"cannot be built here.*\n +remedy: set KUBECONFIG"):
         cluster.up(nodes=2, gpus=0, steps=Steps(tmp_path / "timings.json"))
     assert not (tmp_path / "state").exists()
+
+
+def test_two_apt_gets_of_ours_take_turns_and_an_old_list_is_updated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, updated = tmp_path / "log", tmp_path / "updated"
+    (tmp_path / "apt-get").write_text(
+        f'#!/usr/bin/env bash\necho "begin $1" >>{log}; sleep 0.2; echo "end $1" >>{log}\n'
+        f"case $1 in update) touch {updated};; *) [ -e {updated} ];; esac\n"
+    )
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(tools._apt, ("download", "install")))
+    said = [line.split() for line in log.read_text().splitlines()]
+    assert all(begun == ["begin", ended[1]] for begun, ended in zip(said[::2], said[1::2], strict=True)), said
+    words = [word for _, word in said[::2]]
+    first, second = words[0], words[-1]
+    assert words == [first, "update", first, second]
+    assert {first, second} == {"download", "install"}
 
 
 def test_a_changed_go_module_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
