@@ -34,7 +34,7 @@ MODULES = {
     "addons": OPERATOR_MODULE,
     "prometheus-operator": "github.com/prometheus-operator/prometheus-operator",
 }
-"""Go modules from which only files are read: folder under ci/go → module."""
+"""Go modules of which files are read: folder under ci/go → module."""
 
 
 @dataclass(frozen=True)

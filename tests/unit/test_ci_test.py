@@ -80,6 +80,16 @@ def test_what_is_made_beside_takes_only_what_is_left_of_the_processors(checkout:
     assert re.search(r"^19\n.*nice 19$", output, re.MULTILINE), output
 
 
+def test_without_root_the_rest_runs_and_it_says_what_is_skipped(checkout: Checkout) -> None:
+    (checkout.folder / "bin/id").write_text("#!/usr/bin/env bash\necho 1000\n")
+    running = checkout.start()
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode == 0, output
+    assert "skipped: the local cluster, which needs root on Linux and Go" in output
+    begun = [line.split()[1] for line in checkout.said() if line.startswith("begin")]
+    assert begun == ["lint", "python", "python"]
+
+
 @pytest.mark.parametrize(
     ("broken", "named"),
     [

@@ -272,6 +272,9 @@ def test_a_changed_go_module_is_built_anew(tmp_path: Path, monkeypatch: pytest.M
         sums.write("example.org/more v1.0.0 h1:x\n")
     assert toolbox.go("kubelet") != before[0]
     assert toolbox.go("coredns") == before[1]
+    with (copy / "addons/coredns/main.go").open("a") as program:
+        program.write("// more\n")
+    assert toolbox.go("coredns") != before[1]
 
 
 def test_status_of_nothing_is_not_ready(tmp_path: Path) -> None:
