@@ -120,6 +120,23 @@ def test_stopped_it_leaves_nothing_running(checkout: Checkout, number: signal.Si
     until(lambda: not any(Path(f"/proc/{job}").exists() for job in jobs.read_text().split()))
 
 
+def test_a_linter_that_ends_by_itself_when_stopped_is_the_last(checkout: Checkout) -> None:
+    """mypy does: bash alone would take that for handled, and begin the next."""
+    for name in ("ruff", "mypy", "lint-imports"):
+        shutil.copy(checkout.folder / "bin/go", checkout.folder / ".venv/bin" / name)
+        (checkout.folder / ".venv/bin" / name).write_text(f'#!/usr/bin/env bash\n. "$CHECKOUT/fake" {name} "$@"\n')
+    (checkout.folder / "requirements.lock").touch()
+    shutil.copy(REPOSITORY / "ci/lint", checkout.folder / "ci/lint")
+    checkout.behave("mypy*) trap 'exit 2' INT; touch \"$CHECKOUT/ready\"; while :; do sleep 0.05; done;;")
+    running = checkout.start()
+    until(lambda: (checkout.folder / "ready").exists())
+    os.killpg(running.pid, signal.SIGINT)
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode == 130, output
+    begun = [line for line in checkout.said() if line.startswith("begin") and "ci/image" not in line]
+    assert [line.split()[1] for line in begun if "cluster" not in line] == ["ruff", "ruff", "mypy"]
+
+
 def until(condition, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]
     deadline = time.monotonic() + seconds
     while not condition():
